@@ -1,0 +1,95 @@
+"""Values of a graph that have the right type and make no sense. Pure; what depends on the machine is `launch.plan`'s."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from components.graph.schema import Graph, Nats, SimEngine, VllmEngine
+
+MAX_REPLICAS = 4096  # of one component; more are a slip of the finger
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_NATS_SCHEMES = ("nats", "tls", "ws", "wss")
+
+
+def mistakes(graph: Graph) -> Iterator[str]:
+    """Yield what is wrong with `graph`, each as ``path: what is wrong``."""
+    yield from (f"{path}: must be a finite number, not {value}" for path, value in _not_finite(msgspec.to_builtins(graph)))
+    if not _NAME.fullmatch(graph.name):
+        yield f"name: must be 1 to 64 letters, digits, `-` and `_`, not {graph.name[:100]!r}"
+    if graph.served_model_name == "":
+        yield "served_model_name: must not be empty; leave it out to use the model's name"
+    yield from _replicas(graph)
+    yield from _nats(graph.nats)
+    decode = graph.components.decode
+    if decode is None:
+        return
+    if isinstance(decode.engine, SimEngine):
+        if decode.gpus is not None:
+            yield "components.decode.gpus: is for vLLM; the sim engine uses none"
+        yield from _sim(decode.engine, graph.kv.block_size)
+    else:
+        yield from _vllm(decode.engine)
+
+
+def _not_finite(value: object, path: str = "") -> Iterator[tuple[str, float]]:
+    """Yield the path and value of every NaN and infinity in plain data."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield path, value
+    inner: Mapping[Any, Any] = value if isinstance(value, Mapping) else {}
+    if isinstance(value, list):
+        inner = dict(enumerate(value))
+    for key, item in inner.items():
+        yield from _not_finite(item, f"{path}.{key}" if path else str(key))
+
+
+def _replicas(graph: Graph) -> Iterator[str]:
+    for name in graph.components.__struct_fields__:
+        settings = getattr(graph.components, name)
+        if settings is not None and settings.replicas > MAX_REPLICAS:
+            yield f"components.{name}.replicas: must be at most {MAX_REPLICAS}, not {settings.replicas}"
+
+
+def _nats(nats: str | Nats) -> Iterator[str]:
+    path, urls = ("nats", nats) if isinstance(nats, str) else ("nats.url", nats.url)
+    if urls == "embedded" or "@" in urls or (path == "nats" and "://" not in urls):
+        return  # the last two are refused elsewhere, a secret without repeating it
+    schemes = ", ".join(f"{scheme}://" for scheme in _NATS_SCHEMES)
+    for url in map(str.strip, urls.split(",")):
+        if not _is_nats_url(url):
+            yield f"{path}: must be host:port after one of {schemes}, not {url!r}"
+
+
+def _is_nats_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in _NATS_SCHEMES and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _sim(engine: SimEngine, block_size: int) -> Iterator[str]:
+    path = "components.decode.engine"
+    if engine.speed <= 0:
+        yield f"{path}.speed: must be more than 0, not {engine.speed}"
+    for name in ("max_model_len", "kv_blocks", "max_running_requests", "max_batched_tokens"):
+        if getattr(engine, name) < 1:
+            yield f"{path}.{name}: must be at least 1, not {getattr(engine, name)}"
+    held = engine.kv_blocks * block_size
+    if held < engine.max_model_len:
+        yield (
+            f"{path}.kv_blocks: {engine.kv_blocks} blocks of {block_size} tokens hold {held}, "
+            f"less than one request of max_model_len {engine.max_model_len}"
+        )
+
+
+def _vllm(engine: VllmEngine) -> Iterator[str]:
+    path = "components.decode.engine"
+    longest = engine.args.get("max_model_len")
+    if isinstance(longest, int) and longest < 1 and longest != -1:  # -1: vLLM takes what fits into memory
+        yield f"{path}.max_model_len: must be at least 1, or -1 for what fits, not {longest}"
+    if engine.kv_cache_gb <= 0:
+        yield f"{path}.kv_cache_gb: must be more than 0, not {engine.kv_cache_gb}"

@@ -1,0 +1,163 @@
+"""Every setting there is, with its default and its meaning. docs/settings.md is generated from this module.
+
+The comment after a field is its documentation. Units are part of the names. Unknown keys are refused.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Root of all settings."""
+
+
+class Http(Settings, frozen=True):
+    """The OpenAI-compatible endpoint."""
+
+    host: str = "127.0.0.1"  # address to listen on; loopback unless told otherwise
+    port: int = 8181  # TCP port; refused by the name of its holder when taken
+    tls_cert_file: str | None = None  # PEM certificate chain; with tls_key_file turns on HTTPS
+    tls_key_file: str | None = None  # PEM private key
+    max_body_bytes: int = 8 * 1024 * 1024  # longer request bodies get 413
+    max_inflight_requests: int = 4096  # per processor; more get 429
+    max_choices: int = 128  # largest `n` a request may ask for
+    max_logprobs: int = 20  # largest `top_logprobs` or `logprobs` a request may ask for
+    request_timeout_s: float = 600.0  # a whole answer, from receipt to last byte; then 504
+    first_token_timeout_s: float = 120.0  # a worker may stand still before a first token; then the next one is tried
+    inactivity_timeout_s: float = 30.0  # a worker may stand still between two tokens; then the next one is tried
+    client_stall_timeout_s: float = 30.0  # a client that reads nothing for so long is cut off
+    max_replays: int = 3  # how often one request may move to another worker before it fails
+    isolate_api_keys: bool = False  # true: requests of different API keys never share cached KV
+
+
+class SimEngine(Settings, frozen=True, tag_field="kind", tag="sim"):
+    """The simulated engine: real scheduling and caching, no model; for tests, planning and CI."""
+
+    timing: str = "h200-8b"  # name of a built-in timing table, or the path of a JSON file like it
+    speed: float = 1.0  # 2.0 runs twice as fast as the timing table says
+    max_model_len: int = 8192  # longest prompt plus output, in tokens
+    kv_blocks: int = 4096  # KV blocks it holds
+    max_running_requests: int = 256  # batched at once; others wait
+    max_batched_tokens: int = 8192  # tokens computed in one step (chunked prefill)
+    output: Literal["echo", "random"] = "random"  # what it says: the prompt again, or seeded random tokens
+
+
+class VllmEngine(Settings, frozen=True, tag_field="kind", tag="vllm"):
+    """A real vLLM engine. Any vLLM engine argument may stand beside `kind`, such as `max_model_len: 4096`."""
+
+    args: dict[str, Any] = {}  # vLLM engine arguments, by their Python names; the loader collects them here
+    kv_cache_gb: float = 1.0  # CPU only: memory for KV, in GiB (VLLM_CPU_KVCACHE_SPACE)
+
+
+class ProcessorSettings(Settings, frozen=True):
+    """HTTP edge processes."""
+
+    replicas: int = 1  # they share one port; 0: other machines' parts of the graph run them
+
+
+class DecodeSettings(Settings, frozen=True):
+    """Decode workers."""
+
+    replicas: int = 1  # one engine each; 0: other machines' parts of the graph run them
+    engine: VllmEngine | SimEngine = VllmEngine()  # what computes the tokens
+    gpus: list[int] | None = None  # devices they may use, in order; default: all visible ones
+    drain_timeout_s: float = 30.0  # how long a stopping worker may finish its requests
+
+
+class RouterSettings(Settings, frozen=True):
+    """Router processes: they know who holds which KV blocks, and choose the worker for each request."""
+
+    replicas: int = 1  # each knows everything; they share the load of questions; 0: they run on other machines
+    policy: Literal["kv", "approximate", "round_robin", "random", "least_loaded"] = "kv"  # how workers are chosen
+    session_ttl_s: float = 0.0  # more than 0: requests of one session keep their worker while used within so many seconds
+    temperature_s: float = 0.0  # kv: 0 takes the cheapest worker; more spreads choices over costs that differ by about this
+    approximate_ttl_s: float = 120.0  # approximate: how long a routed prompt counts as cached where it went
+    occupancy_weight: float = 0.5  # cost: how much a worker's time counts beside the request's own wait
+    decode_weight: float = 0.1  # cost: a token of context being decoded, against a token to compute
+    max_index_pairs: int = 20_000_000  # most pairs of block and holder the index keeps; further ones are refused and counted
+    http_host: str = "127.0.0.1"  # address of the queries and metrics
+    http_port: int = 8182  # their TCP port; replica i listens on port + i
+    timeout_s: float = 0.5  # a processor that hears nothing for so long chooses by load itself
+
+    @property
+    def wants_kv_events(self) -> bool:
+        """Whether the policy goes by what workers tell of their KV blocks."""
+        return self.policy == "kv"
+
+
+class Components(Settings, frozen=True):
+    """Which processes the graph consists of."""
+
+    processor: ProcessorSettings | None = None  # HTTP edge
+    router: RouterSettings | None = None  # chooses workers by their KV; without it processors choose by load
+    decode: DecodeSettings | None = None  # decode workers
+
+
+class Kv(Settings, frozen=True):
+    """KV cache facts all processes share."""
+
+    block_size: int = 32  # tokens a KV block; vLLM on CPU takes multiples of 32
+
+
+class Nats(Settings, frozen=True):
+    """A NATS server of yours.
+
+    Secrets come from the environment: PENSTOCK_NATS_TOKEN, or PENSTOCK_NATS_USER and PENSTOCK_NATS_PASSWORD.
+    """
+
+    url: str  # nats://host:4222 or tls://host:4222, several separated by commas
+    credentials_file: str | None = None  # NATS .creds file (JWT and nkey seed)
+    nkey_seed_file: str | None = None  # nkey seed, when no JWT is used
+    tls_ca_file: str | None = None  # PEM bundle that signs the server's certificate
+    tls_cert_file: str | None = None  # PEM client certificate
+    tls_key_file: str | None = None  # PEM client key
+
+
+class Supervision(Settings, frozen=True):
+    """How processes are started, watched and stopped."""
+
+    start_timeout_s: float = 300.0  # a process not ready by then is killed and counts as failed
+    restart_backoff_s: float = 1.0  # wait before the first restart; doubles up to max_restart_backoff_s
+    max_restart_backoff_s: float = 30.0  # longest wait before a restart
+    max_restarts: int = 10  # in a row, without a healthy minute between; then the process stays failed
+    status_timeout_s: float = 10.0  # a process silent for so long is killed and restarted
+    stop_timeout_s: float = 40.0  # from the request to stop until processes are killed
+    reuse_gpus: bool = False  # true: workers may share GPUs when there are too few
+    warm_start: bool = True  # import vLLM once for all workers of the graph instead of once a process
+
+
+class Telemetry(Settings, frozen=True):
+    """Logs."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"  # least severe level to write
+    log_format: Literal["text", "json"] = "text"  # one line each; json for machines
+
+
+class Graph(Settings, frozen=True):
+    """One graph: a model and the processes that serve it."""
+
+    model: str  # `demo`, a folder, or a Hugging Face model id
+    components: Components  # the processes
+    name: str = "penstock"  # tells graphs on one machine or one NATS server apart; the file's name by default
+    host: str = ""  # where several machines run parts of one graph: this part's label, put into its names (decode-a-0)
+    served_model_name: str | None = None  # what clients call the model; default: `model` as written
+    nats: str | Nats = "embedded"  # `embedded` starts a server for this graph; else a URL or a map
+    http: Http = Http()  # the OpenAI endpoint
+    kv: Kv = Kv()  # KV cache facts
+    supervision: Supervision = Supervision()  # starting, watching, stopping
+    telemetry: Telemetry = Telemetry()  # logs
+
+    @property
+    def model_name(self) -> str:
+        """The name clients use."""
+        return self.served_model_name or self.model
+
+    @property
+    def part(self) -> str:
+        """The name of what this machine runs of the graph: the graph's, and the host label where there is one."""
+        return f"{self.name}-{self.host}" if self.host else self.name
+
+    def process_name(self, component: str, index: int) -> str:
+        """Return the name of a process, unique in all parts of the graph: ``decode-0``, or ``decode-a-0`` on host a."""
+        return f"{component}-{self.host}-{index}" if self.host else f"{component}-{index}"

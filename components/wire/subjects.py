@@ -1,0 +1,91 @@
+"""Every NATS subject penstock uses, in one place.
+
+A subject is ``penstock.<graph>.<what>[.<who>]``; ``<graph>`` keeps several graphs on one server apart. Names given by
+users become one safe token first (`token`), because NATS reads ``.``, ``*`` and ``>`` in them.
+"""
+
+from urllib.parse import quote
+
+ROOT = "penstock"
+
+
+def token(name: str) -> str:
+    """Return `name` as one subject token: letters, digits, ``_`` and ``-`` stay, every other byte becomes ``=XX``.
+
+    Raises:
+        ValueError: `name` is empty.
+    """
+    if not name:
+        raise ValueError("a name used in a NATS subject must not be empty")
+    return quote(name, safe="-_").replace(".", "%2E").replace("~", "%7E").replace("%", "=")
+
+
+class Subjects:
+    """The subjects of one graph."""
+
+    def __init__(self, graph: str) -> None:
+        self._prefix = f"{ROOT}.{token(graph)}"
+
+    def generate(self, worker: str) -> str:
+        """`GenerateRequest` to one worker; answered by `Accepted` or `ErrorReply`."""
+        return f"{self._prefix}.generate.{token(worker)}"
+
+    def cancel(self, worker: str) -> str:
+        """`Cancel` to one worker; no answer."""
+        return f"{self._prefix}.cancel.{token(worker)}"
+
+    def tokens(self, processor: str) -> str:
+        """`TokenBatch` from any worker to one processor."""
+        return f"{self._prefix}.tokens.{token(processor)}"
+
+    def status(self, name: str) -> str:
+        """`ProcessStatus` of one process, about once a second and at each change of state."""
+        return f"{self._prefix}.status.{token(name)}"
+
+    def who(self, name: str) -> str:
+        """An empty request by a newcomer of this name; a living process that has it answers with its `ProcessStatus`."""
+        return f"{self._prefix}.who.{token(name)}"
+
+    def every_status(self) -> str:
+        """`ProcessStatus` of every process."""
+        return f"{self._prefix}.status.*"
+
+    def ask_status(self) -> str:
+        """An empty message to all: publish your `ProcessStatus` now (sent by a newcomer)."""
+        return f"{self._prefix}.ask_status"
+
+    def control(self, name: str) -> str:
+        """`Control` to one process (drain); answered by an empty message."""
+        return f"{self._prefix}.control.{token(name)}"
+
+    def scrape(self) -> str:
+        """An empty request to all; each process answers with a `MetricsReply`."""
+        return f"{self._prefix}.scrape"
+
+    def kv_events(self, worker: str) -> str:
+        """`KvBatch` of one worker."""
+        return f"{self._prefix}.kv.{token(worker)}"
+
+    def every_kv_event(self) -> str:
+        """`KvBatch` of every worker."""
+        return f"{self._prefix}.kv.*"
+
+    def kv_snapshot(self, worker: str) -> str:
+        """`SnapshotRequest` to one worker; its `SnapshotChunk` messages go where the request says."""
+        return f"{self._prefix}.kv_snapshot.{token(worker)}"
+
+    def kv_chunks(self, router: str) -> str:
+        """`SnapshotChunk` from any worker to one router."""
+        return f"{self._prefix}.kv_chunks.{token(router)}"
+
+    def route(self) -> str:
+        """`RouteRequest` to any router replica; answered by `RouteReply` or `ErrorReply`."""
+        return f"{self._prefix}.route"
+
+    def route_notices(self) -> str:
+        """`RouteNotice` to every router replica."""
+        return f"{self._prefix}.route_notices"
+
+    def tokenize(self) -> str:
+        """`TokenizeQuery` to any processor; answered by `Tokenized` or `ErrorReply`."""
+        return f"{self._prefix}.tokenize"

@@ -1,0 +1,1 @@
+"""Tests: `unit` mirrors components/, `integration` goes by flow on a real NATS server, `e2e` launches whole graphs."""

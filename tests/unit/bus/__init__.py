@@ -1,0 +1,1 @@
+"""Tests of what the bus does without a server."""
