@@ -1,0 +1,204 @@
+"""From an engine's own KV events, in its own hashes, to changes in ours. Pure; knows neither vLLM nor sockets.
+
+Each block's hash is computed again from the event's token ids, chained to its parent's, so engines whose own hashes differ
+agree. What this file decides:
+
+- A **shelf** is one of the engine's KV cache groups on one tier. A block is held on a tier when all its shelves hold it. The
+  caller leaves out groups that keep only part of a prompt (sliding window, state space): for models that have some, overlap
+  says what the full-attention layers hold.
+- The engine may hold a block several times; it is gone when the last copy is.
+- Blocks that are no whole number of ours (a partial block) are ignored. Larger ones, such as LMCache's chunks, are several.
+- Blocks whose parent is unknown are left out and counted.
+- When events were lost for good, everything is withdrawn: from then on no more is told than is held.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from components.engine.kv_changes import KvChanges
+from components.engine.protocol import KvUpdate
+from components.wire.block_hash import extend, root_hash
+from components.wire.kv import Tier
+
+EngineHash = int | bytes
+_Piece = tuple[int, ...]  # the blocks of ours in one of the engine's, in order
+
+
+class EngineStored(msgspec.Struct, frozen=True, gc=False):
+    """Consecutive blocks of one prompt were stored.
+
+    Attributes:
+        hashes: one a block.
+        parent: of the block before the first; None if that begins a prompt.
+        token_ids: of all blocks.
+        block_size: tokens a block, as the engine counts.
+        adapter: LoRA adapter's name.
+        cache_salt: known only where a prompt begins.
+        tier: where they lie.
+        group: the engine's KV cache group.
+    """
+
+    hashes: list[EngineHash]
+    parent: EngineHash | None
+    token_ids: list[int]
+    block_size: int
+    adapter: str | None = None
+    cache_salt: str | None = None
+    tier: Tier = Tier.DEVICE
+    group: int = 0
+
+
+class EngineRemoved(msgspec.Struct, frozen=True, gc=False):
+    """One copy of each of these blocks is gone."""
+
+    hashes: list[EngineHash]
+    tier: Tier = Tier.DEVICE
+    group: int = 0
+
+
+class EngineCleared(msgspec.Struct, frozen=True):
+    """The engine's own cache is empty; other tiers are not touched."""
+
+
+EngineEvent = EngineStored | EngineRemoved | EngineCleared
+
+
+class _Shelf:
+    """What one group holds on one tier."""
+
+    def __init__(self) -> None:
+        self.pieces: dict[EngineHash, _Piece] = {}
+        self.copies: dict[EngineHash, int] = {}  # of blocks held more than once: how many more
+
+    def put(self, block: EngineHash, piece: _Piece) -> bool:
+        """Take one copy; False if it is not the first."""
+        if block in self.pieces:
+            self.copies[block] = self.copies.get(block, 0) + 1
+            return False
+        self.pieces[block] = piece
+        return True
+
+    def put_new(self, blocks: Sequence[EngineHash], pieces: Sequence[_Piece]) -> bool:
+        """Take blocks of which none is held: the common case, done in C; False if they are not so or one repeats."""
+        fresh = dict(zip(blocks, pieces, strict=True))
+        if len(fresh) < len(blocks) or not self.pieces.keys().isdisjoint(fresh):
+            return False
+        self.pieces.update(fresh)
+        return True
+
+    def drop(self, block: EngineHash) -> _Piece:
+        """Drop one copy; return what is no longer held."""
+        more = self.copies.pop(block, 0)
+        if more > 1:
+            self.copies[block] = more - 1
+        return () if more else self.pieces.pop(block, ())
+
+
+class KvTranslator:
+    """Follows one engine."""
+
+    def __init__(self, model: str, block_size: int) -> None:
+        """Begin with an empty engine.
+
+        Args:
+            model: the served model's name.
+            block_size: tokens in a block of ours.
+        """
+        self._model = model
+        self._block_size = block_size
+        self._shelves: dict[tuple[Tier, int], _Shelf] = {}
+        self._changes = KvChanges()
+        self._events = self._orphan_blocks = self._gaps = 0
+        self._complete = True
+
+    def apply(self, events: Iterable[EngineEvent]) -> None:
+        """Follow `events`, in order."""
+        for event in events:
+            self._events += 1
+            if isinstance(event, EngineStored):
+                self._store(event)
+            elif isinstance(event, EngineRemoved):
+                self._remove(event)
+            else:
+                self._clear()
+
+    def lose(self) -> None:
+        """Events were lost for good: withdraw everything, for some of it may be gone."""
+        self._drop_all()
+        self._gaps += 1
+        self._complete = False
+
+    def restart(self) -> None:
+        """The engine began anew, empty."""
+        self._drop_all()
+        self._complete = True
+
+    def take(self) -> KvUpdate | None:
+        """Return what happened since the last call; None if nothing did."""
+        if not (self._events or self._gaps):
+            return None
+        update = KvUpdate(self._changes.take(), self._events, self._orphan_blocks, self._gaps, self._complete)
+        self._events = self._orphan_blocks = self._gaps = 0
+        return update
+
+    def _store(self, event: EngineStored) -> None:
+        if event.block_size % self._block_size or len(event.token_ids) != len(event.hashes) * event.block_size:
+            return
+        shelf = self._shelves.setdefault((event.tier, event.group), _Shelf())
+        before = None
+        if event.parent is not None:
+            before = shelf.pieces.get(event.parent)
+            if before is None:
+                self._orphan_blocks += len(event.token_ids) // self._block_size
+                return
+        parent = before[-1] if before else None
+        chained_to = root_hash(self._model, event.adapter, event.cache_salt) if parent is None else parent
+        blocks = extend(chained_to, event.token_ids, self._block_size)
+        pieces = list(zip(*[iter(blocks)] * (event.block_size // self._block_size), strict=True))
+        others = self._others(shelf, event.tier)
+        if not others and shelf.put_new(event.hashes, pieces):
+            self._changes.stored(blocks, parent, event.tier)
+            return
+        new = [shelf.put(block, piece) for block, piece in zip(event.hashes, pieces, strict=True)]
+        for block, piece, is_new in zip(event.hashes, pieces, new, strict=True):
+            if is_new and all(block in other.pieces for other in others):
+                self._changes.stored(piece, parent, event.tier)
+            parent = piece[-1]
+
+    def _remove(self, event: EngineRemoved) -> None:
+        shelf = self._shelves.get((event.tier, event.group))
+        if shelf is None:
+            return
+        others = self._others(shelf, event.tier)
+        for block in event.hashes:
+            gone = shelf.drop(block)
+            if all(block in other.pieces for other in others):
+                self._changes.removed(gone, event.tier)
+
+    def _clear(self) -> None:
+        elsewhere = {place: shelf for place, shelf in self._shelves.items() if place[0] is not Tier.DEVICE}
+        if elsewhere:
+            self._withdraw(Tier.DEVICE)
+            self._shelves = elsewhere
+        else:
+            self._drop_all()
+            self._complete = True
+
+    def _drop_all(self) -> None:
+        """Withdraw everything; what is shared by name, since clearing says nothing of it."""
+        self._changes.cleared()
+        self._withdraw(Tier.SHARED)
+        self._shelves.clear()
+
+    def _withdraw(self, tier: Tier) -> None:
+        shelves = [shelf for place, shelf in self._shelves.items() if place[0] is tier]
+        if shelves:
+            held = set(shelves[0].pieces).intersection(*(shelf.pieces for shelf in shelves[1:]))
+            blocks = [block for engine_hash in held for block in shelves[0].pieces[engine_hash]]
+            self._changes.removed(blocks, tier)
+
+    def _others(self, shelf: _Shelf, tier: Tier) -> Sequence[_Shelf]:
+        if len(self._shelves) == 1:
+            return ()
+        return [other for place, other in self._shelves.items() if place[0] is tier and other is not shelf]

@@ -1,0 +1,121 @@
+"""Tool calls out of generated text, by vLLM's own tool parsers.
+
+Knows vLLM's parser interface, which is the same in 0.26 and 0.32. Imports vLLM.
+"""
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+from pydantic import ValidationError
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.parser import ParserManager
+from vllm.tool_parsers import ToolParserManager
+
+from components.engine.protocol import EngineOutput
+from components.wire.errors import InvalidRequestError
+from components.wire.messages import FinishReason, Sampling, StructuredOutputs, ToolCallDelta, ToolParsing
+
+
+def parser_class(args: Mapping[str, Any], model: str) -> Any:
+    """Return the class of vLLM parser that a graph's engine arguments ask for, or None.
+
+    Args:
+        args: `tool_call_parser` names the parser, `tool_parser_plugin` a Python file that defines more of them.
+        model: for vLLM's advice about certain models.
+
+    Raises:
+        KeyError, TypeError, ImportError: there is no such parser.
+    """
+    name = args.get("tool_call_parser")
+    if not name:
+        return None
+    if plugin := args.get("tool_parser_plugin"):
+        ToolParserManager.import_tool_parser(plugin)
+    return ParserManager.get_parser(tool_parser_name=name, enable_auto_tools=True, model_name=model)
+
+
+class ToolParsers:
+    """Makes one parser a request.
+
+    Args:
+        parser: a class from `parser_class`.
+        llm: the engine, for its tokenizer.
+    """
+
+    def __init__(self, parser: Any, llm: Any) -> None:
+        self._parser_class = parser
+        self._tokenizer = llm.get_tokenizer()
+        self._model_config = llm.model_config
+
+    def begin(self, tools: ToolParsing) -> "ToolCalls":
+        """Return the parser of one request.
+
+        Raises:
+            InvalidRequestError: the tools are not what a parser can use.
+        """
+        try:
+            request = ChatCompletionRequest(
+                messages=msgspec.json.decode(tools.messages) or [{"role": "user", "content": ""}],
+                tools=msgspec.json.decode(tools.tools),
+                tool_choice=msgspec.json.decode(tools.tool_choice),
+            )
+        except (ValidationError, ValueError) as error:
+            raise InvalidRequestError("tools: are not what a tool parser can use", param="tools") from error
+        parser = self._parser_class(self._tokenizer, request.tools, model_config=self._model_config)
+        return ToolCalls(parser, parser.adjust_request(request))
+
+
+class ToolCalls:
+    """The tool calls of one request.
+
+    Args:
+        parser: a vLLM parser, which keeps state from delta to delta.
+        request: a vLLM chat request, as the parser wants it.
+    """
+
+    def __init__(self, parser: Any, request: Any) -> None:
+        self._parser = parser
+        self._request = request
+
+    def sampling(self, sampling: Sampling) -> Sampling:
+        """Return `sampling` as the parser needs it: many look for special tokens, some constrain the output."""
+        wanted = self._request.structured_outputs
+        structured = sampling.structured_outputs
+        if structured is None and wanted is not None:
+            structured = StructuredOutputs(json_schema=_text(wanted.json), structural_tag=_text(wanted.structural_tag))
+        return replace(sampling, skip_special_tokens=self._request.skip_special_tokens, structured_outputs=structured)
+
+    async def parse(
+        self, prompt: list[int], outputs: AsyncGenerator[EngineOutput, None]
+    ) -> AsyncGenerator[EngineOutput, None]:
+        """Yield `outputs` with the tool calls taken out of their text; a `stop` after a call becomes `tool_calls`."""
+        called = False
+        async with aclosing(outputs):
+            async for output in outputs:
+                reason = output.finish_reason
+                delta = self._parser.parse_delta(
+                    output.text, output.token_ids, self._request, prompt_token_ids=prompt, finished=reason is not None
+                )
+                calls = _calls(delta)
+                called = called or bool(calls)
+                if called and reason is FinishReason.STOP:
+                    reason = FinishReason.TOOL_CALLS
+                text = (delta.content or "") if delta else ""
+                yield replace(output, text=text, tool_calls=calls, finish_reason=reason)
+
+
+def _text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def _calls(delta: Any) -> tuple[ToolCallDelta, ...]:
+    if delta is None:
+        return ()
+    return tuple(
+        ToolCallDelta(call.index, call.id, call.function.name, call.function.arguments or "")
+        for call in delta.tool_calls
+        if call.function is not None
+    )

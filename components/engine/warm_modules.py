@@ -1,0 +1,41 @@
+"""Imports, when it is imported itself, everything that a vLLM process needs: front end, engine core, and worker.
+
+Most modules come along with the first few. The others were found by comparing what a finished engine core, worker and front
+end had imported with what the server had. One that a vLLM version does not have is left out.
+"""
+
+import contextlib
+import importlib
+
+import torch
+from vllm.platforms import current_platform
+
+_EVERYWHERE = (
+    "components.engine.vllm",
+    "components.engine.vllm_compat",
+    "components.engine.vllm_tools",
+    "setproctitle",
+    "vllm.distributed.elastic_ep.elastic_execute",
+    "vllm.lora.resolver",
+    "vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors",
+    "vllm.model_executor.models.llama",
+    "vllm.plugins.lora_resolvers.filesystem_resolver",
+    "vllm.plugins.lora_resolvers.hf_hub_resolver",
+    "vllm.renderers.hf",
+    "vllm.tokenizers.hf",
+    "vllm.v1.core.sched.async_scheduler",
+    "vllm.v1.engine.core",
+    "vllm.v1.executor.multiproc_executor",
+    "vllm.v1.executor.uniproc_executor",
+)
+_ON_CPU = ("vllm.triton_utils.dispatcher", "vllm.v1.attention.backends.cpu_attn", "vllm.v1.worker.cpu_worker")
+_ON_GPU = ("vllm.v1.attention.backends.flash_attn", "vllm.v1.worker.gpu_worker")
+
+
+for name in (*_EVERYWHERE, *(_ON_CPU if current_platform.is_cpu() else _ON_GPU)):
+    with contextlib.suppress(ModuleNotFoundError):
+        importlib.import_module(name)
+if torch.cuda.is_initialized():
+    raise ImportError(
+        "importing vLLM initialized CUDA, so no forked process could use it; set supervision.warm_start: false"
+    )
