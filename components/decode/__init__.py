@@ -1,0 +1,1 @@
+"""Generates tokens: one process, one engine; takes requests from the bus and sends tokens back."""

@@ -1,0 +1,1 @@
+"""The HTTP edge: an OpenAI-compatible endpoint that conducts each request from start to finish."""

@@ -1,0 +1,122 @@
+"""A processor process: loads the tokenizer, listens for workers and for HTTP, serves until told to stop, drains."""
+
+import asyncio
+import logging
+import ssl
+import sys
+
+from aiohttp import web
+
+from components.bus.process import FatalError, Process, run
+from components.graph.keys import ENVIRONMENT, ApiKeys
+from components.graph.schema import Graph, Http, VllmEngine
+from components.model.folder import ModelError, model_folder
+from components.model.tokenizer import Tokenizer
+from components.processor.app import App
+from components.processor.defaults import Defaults, load_defaults
+from components.processor.fleet import Fleet
+from components.processor.http_server import Runner
+from components.processor.metrics import Metrics, Watched
+from components.processor.pipeline import Pipeline
+from components.processor.routing import Router
+from components.processor.streams import Patience, Streams
+from components.processor.workers import Workers
+from components.wire.messages import ProcessState
+from components.wire.routing import TokenizeQuery
+
+log = logging.getLogger(__name__)
+
+_DRAIN_MARGIN_S = 5.0
+_BACKLOG = 4096
+_QUEUE = "processors"
+
+
+async def serve(process: Process) -> None:
+    """Run one processor until it is told to stop.
+
+    Raises:
+        FatalError: the model's tokenizer or the port cannot be had, or settings contradict each other.
+    """
+    graph, member = process.graph, process.member
+    tokenizer = await asyncio.to_thread(_load_tokenizer, graph)
+    defaults = await asyncio.to_thread(_load_defaults, graph)
+    fleet = Fleet(graph.model_name)
+    streams = Streams(Patience(graph.http.first_token_timeout_s, graph.http.inactivity_timeout_s))
+    workers = Workers(process.bus, process.subjects, f"{member.name}-{member.incarnation}", fleet, streams)
+    metrics = Metrics(member.registry)
+    member.registry.register(Watched(fleet, streams))
+    settings = graph.components.router
+    router = Router(process.bus, process.subjects, settings.timeout_s, member.registry) if settings else None
+    pipeline = Pipeline(
+        graph.model_name, graph.http, tokenizer, fleet, workers, metrics, router, graph.kv.block_size, defaults
+    )
+    keys = ApiKeys.from_environment()
+    if graph.http.isolate_api_keys and not keys:
+        raise FatalError(f"http.isolate_api_keys: needs API keys in {ENVIRONMENT}")
+    app = App(graph.http, keys, pipeline, fleet, metrics, process.bus, process.subjects, member)
+    await workers.listen()
+    works = [workers.watch(), workers.send_cancels()]
+    if router is not None:
+        works.append(router.send_notices())
+        await process.bus.serve(process.subjects.tokenize(), TokenizeQuery, pipeline.tokenize, _QUEUE)
+    background = [process.tasks.create_task(work) for work in works]
+    runner = await _open(app.make(), graph)
+    member.become(ProcessState.READY, f"http port {graph.http.port}")
+    await member.stopping.wait()
+    member.become(ProcessState.DRAINING)
+    await runner.cleanup()
+    if router is not None:
+        await router.flush()
+    for task in background:
+        task.cancel()
+
+
+def _load_tokenizer(graph: Graph) -> Tokenizer:
+    try:
+        return Tokenizer(model_folder(graph.model))
+    except ModelError as error:
+        raise FatalError(str(error)) from error
+
+
+def _load_defaults(graph: Graph) -> Defaults:
+    decode = graph.components.decode
+    args = decode.engine.args if decode and isinstance(decode.engine, VllmEngine) else {}
+    try:
+        return load_defaults(model_folder(graph.model), args)
+    except ModelError as error:
+        raise FatalError(str(error)) from error
+
+
+async def _open(app: web.Application, graph: Graph) -> web.AppRunner:
+    """Listen for HTTP; several replicas share the port."""
+    http = graph.http
+    # Malformed HTTP is its sender's affair; our own failures are logged in app.py.
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
+    drain_s = max(1.0, graph.supervision.stop_timeout_s - _DRAIN_MARGIN_S)
+    runner = Runner(app, http.client_stall_timeout_s, drain_s)
+    await runner.setup()
+    replicas = graph.components.processor.replicas if graph.components.processor else 1
+    site = web.TCPSite(
+        runner, http.host, http.port, ssl_context=_tls(http), backlog=_BACKLOG, reuse_port=replicas > 1 or None
+    )
+    try:
+        await site.start()
+    except OSError as error:
+        await runner.cleanup()
+        raise FatalError(f"http.port: cannot listen on {http.host}:{http.port}: {error.strerror or error}") from error
+    return runner
+
+
+def _tls(http: Http) -> ssl.SSLContext | None:
+    if http.tls_cert_file is None:
+        return None
+    try:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(http.tls_cert_file, http.tls_key_file)
+    except (OSError, ssl.SSLError) as error:
+        raise FatalError(f"http.tls_cert_file: cannot be used: {error}") from error
+    return context
+
+
+if __name__ == "__main__":
+    sys.exit(run("processor", serve))

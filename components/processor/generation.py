@@ -1,0 +1,259 @@
+"""All sequences of one client's request: given to workers, merged, moved to another worker when one is lost, cleaned up.
+
+Knows attempts and replays, not HTTP or OpenAI's formats.
+"""
+
+import logging
+import secrets
+import time
+from asyncio import TaskGroup
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import msgspec
+
+from components.model.tokenizer import Tokenizer
+from components.processor.fleet import Worker
+from components.processor.plan import Plan
+from components.processor.resume import exact
+from components.processor.routing import Booking, Router
+from components.processor.sequence import Sequence
+from components.processor.streams import Attempt, Inbox
+from components.processor.workers import Workers
+from components.wire.errors import ErrorCode, ErrorReply, WorkerLostError, from_reply
+from components.wire.messages import FinishReason, GenerateRequest, TokenDelta
+from components.wire.routing import RouteReply, RouteRequest
+
+log = logging.getLogger(__name__)
+
+_MOST_DEATHS = 2
+
+
+@dataclass(frozen=True)
+class Piece:
+    """New output of one sequence, as the client shall see it; the sequence holds it already."""
+
+    sequence: Sequence
+    delta: TokenDelta
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How generations are run: seconds of waiting, and numbers.
+
+    Attributes:
+        wait_s: for a worker, at the start.
+        replay_wait_s: for a worker, when one was lost.
+        timeout_s: for the whole answer.
+        max_replays: how often one sequence may move.
+        session: of the client; the router may keep a session on one worker.
+    """
+
+    wait_s: float
+    replay_wait_s: float
+    timeout_s: float
+    max_replays: int
+    session: str | None = None
+
+
+class Generation:
+    """The work behind one client's request, between `start` and `stop`.
+
+    Attributes:
+        sequences: one a choice and prompt, in the order of the answer.
+        workers: names of those that took part.
+        replays: how often a sequence was moved.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        context_tokens: int,
+        workers: Workers,
+        router: Router | None,
+        tokenizer: Tokenizer,
+        terms: Terms,
+    ) -> None:
+        """Prepare, without starting anything.
+
+        Raises:
+            InvalidRequestError: a prompt does not fit the context.
+        """
+        self._plan = plan
+        self._workers = workers
+        self._router = router
+        self._bookings: dict[int, Booking] = {}
+        self._tokenizer = tokenizer
+        self._terms = terms
+        self._inbox = Inbox()
+        self._id = secrets.token_hex(8)
+        self._deadline_unix_s = time.time() + terms.timeout_s
+        self._attempts: dict[int, Attempt] = {}
+        choices = [(prompt, choice) for prompt in plan.prompts for choice in range(plan.n)]
+        self.sequences = [
+            Sequence(index, prompt, plan.sampling(prompt, choice, context_tokens))
+            for index, (prompt, choice) in enumerate(choices)
+        ]
+        self._tokens_seen = plan.stream and (plan.token_ids or plan.settings.logprobs is not None)
+        self.workers: list[str] = []
+        self.replays = 0
+        self._routes: dict[int, RouteReply | None] = {}
+
+    @property
+    def routes(self) -> list[RouteReply | None]:
+        """What the router chose for each prompt, None where it was not followed or away; empty without a router."""
+        return list(self._routes.values())
+
+    async def start(self) -> None:
+        """Give every sequence to a worker, those of one prompt to the same; `stop` must follow, whatever comes of it.
+
+        Raises:
+            NoWorkerError: no worker takes them.
+            PenstockError: a worker refuses them for what they are.
+        """
+        if len(self.sequences) == 1:
+            await self._start(self.sequences[0], await self._choose(self.sequences))
+        else:
+            await self._start_all()
+
+    def stop(self) -> None:
+        """Leave nothing behind: workers still at it are told to stop, bookings end. Never waits."""
+        for sequence in self.sequences:
+            if sequence.index in self._attempts:
+                self._release(sequence)
+            self._end_booking(sequence)
+
+    async def pieces(self) -> AsyncIterator[list[Piece]]:
+        """Yield new output as it comes, all that waits at once, until every sequence has ended.
+
+        Raises:
+            WorkerLostError: a worker was lost and its sequence cannot be continued.
+            PenstockError: a worker ended a sequence with an error.
+        """
+        while self._attempts:
+            pieces: list[Piece] = []
+            for attempt, delta in await self._inbox.take():
+                if self._attempts.get(attempt.sequence) is not attempt:
+                    continue
+                sequence = self.sequences[attempt.sequence]
+                if delta.error is not None:
+                    if pieces:
+                        yield pieces
+                    pieces = await self._recover(sequence, attempt, delta.error)
+                else:
+                    if booking := self._bookings.get(sequence.index):
+                        booking.first_token(delta.cached_tokens)
+                    pieces.append(Piece(sequence, sequence.take(delta, self._tokens_seen)))
+                    if delta.finish_reason is not None:
+                        self._release(sequence)
+            if pieces:
+                yield pieces
+
+    async def _start_all(self) -> None:
+        each = self._plan.n
+        try:
+            async with TaskGroup() as tasks:
+                for start in range(0, len(self.sequences), each):
+                    choices = self.sequences[start : start + each]
+                    first = await self._choose(choices)
+                    for sequence in choices:
+                        tasks.create_task(self._start(sequence, first))
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+
+    async def _choose(self, sequences: list[Sequence]) -> Worker | None:
+        """Return a worker for sequences of one prompt: the router's choice, or the least busy one."""
+        first = sequences[0]
+        worker = None
+        if self._router is not None:
+            request = RouteRequest(
+                request_id=f"{self._id}-{first.index}-{first.replays}",
+                model=self._plan.model,
+                blocks=first.prompt.blocks,
+                prompt_tokens=len(first.prompt.token_ids) + len(first.token_ids),
+                deadline_unix_s=self._deadline_unix_s,
+                session=self._terms.session,
+                excluded=sorted(first.tried),
+            )
+            booking = await self._router.choose(request)
+            if booking is not None:
+                worker = self._book(booking, sequences)
+            self._routes[first.index] = booking.reply if booking and worker else None
+        return worker or self._workers.choose(frozenset(first.tried))
+
+    def _book(self, booking: Booking, sequences: list[Sequence]) -> Worker | None:
+        """Hold a booking for `sequences`, and return its worker; None when that one cannot be used."""
+        worker = self._workers.named(booking.reply.chosen.worker)
+        if worker is not None:
+            for sequence in sequences:
+                booking.hold()
+                self._bookings[sequence.index] = booking
+        booking.finish()
+        return worker
+
+    async def _start(self, sequence: Sequence, first: Worker | None) -> None:
+        """Give `sequence`, with what it has so far, to a worker."""
+        done = len(sequence.token_ids)
+        sampling = sequence.sampling
+        if done:
+            least = max(0, sampling.min_tokens - done)
+            sampling = msgspec.structs.replace(sampling, max_tokens=sampling.max_tokens - done, min_tokens=least)
+        request = GenerateRequest(
+            request_id=f"{self._id}-{sequence.index}",
+            processor=self._workers.name,
+            model=self._plan.model,
+            token_ids=sequence.prompt.token_ids + sequence.token_ids,
+            sampling=sampling,
+            deadline_unix_s=self._deadline_unix_s,
+            cache_salt=self._plan.cache_salt,
+            replayed_tokens=done,
+            tools=self._plan.tools.parsing,
+        )
+        wait_s = self._terms.replay_wait_s if sequence.replays else self._terms.wait_s
+        attempt = await self._workers.place(request, sequence.index, self._inbox, first, sequence.tried, wait_s)
+        self._attempts[sequence.index] = attempt
+        booking = self._bookings.get(sequence.index)
+        if booking is not None and booking.reply.chosen.worker != attempt.worker.name:
+            self._end_booking(sequence)
+            self._routes[sequence.index - sequence.index % self._plan.n] = None
+        if attempt.worker.name not in self.workers:
+            self.workers.append(attempt.worker.name)
+
+    async def _recover(self, sequence: Sequence, attempt: Attempt, error: ErrorReply) -> list[Piece]:
+        """Go on with `sequence` on another worker; returns its end when only that was missing."""
+        self._release(sequence)
+        if error.code is not ErrorCode.WORKER_LOST:
+            raise from_reply(error)
+        sequence.deaths += attempt.died
+        if sequence.deaths >= _MOST_DEATHS:
+            raise WorkerLostError(f"{error.message}; two workers died under this request, and no third one shall")
+        if sequence.replays >= self._terms.max_replays:
+            raise WorkerLostError(f"{error.message}; moved {sequence.replays} times already")
+        sequence.replays += 1
+        self.replays += 1
+        sequence.tried.add(attempt.worker.name)
+        log.warning("moving a request to another worker", extra={"worker": attempt.worker.name, "error": error.message})
+        return await self._replay(sequence, error)
+
+    async def _replay(self, sequence: Sequence, error: ErrorReply) -> list[Piece]:
+        can_go_on = not self._plan.tools.parsing and exact(sequence.sampling)
+        if not can_go_on and self._plan.stream and sequence.token_ids:
+            raise WorkerLostError(f"{error.message}; an answer with constraints or output penalties cannot be continued")
+        if not can_go_on:
+            sequence.restart()
+        elif sequence.token_ids:
+            sequence.rejoin(self._tokenizer.decode_raw, self._plan.stream)
+        done = len(sequence.token_ids)
+        if done < sequence.sampling.max_tokens:
+            await self._start(sequence, await self._choose([sequence]))
+            return []
+        end = TokenDelta("", done, finish_reason=FinishReason.LENGTH)
+        return [Piece(sequence, sequence.take(end, self._tokens_seen))]
+
+    def _release(self, sequence: Sequence) -> None:
+        self._workers.release(self._attempts.pop(sequence.index))
+        self._end_booking(sequence)
+
+    def _end_booking(self, sequence: Sequence) -> None:
+        if booking := self._bookings.pop(sequence.index, None):
+            booking.finish()
