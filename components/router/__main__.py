@@ -1,0 +1,84 @@
+"""A router process: listens to the graph, answers which worker to take, explains itself over HTTP."""
+
+import random
+import sys
+
+from aiohttp import web
+
+from components.bus.process import FatalError, Process, run
+from components.graph.keys import ApiKeys
+from components.graph.schema import RouterSettings
+from components.router.chooser import Chooser
+from components.router.cost import CostSettings
+from components.router.metrics import Metrics, Watched
+from components.router.policies import make_policy
+from components.router.policies.policy import PolicySettings
+from components.router.queries import Queries
+from components.router.service import QUEUE, RouterService
+from components.wire.messages import ProcessState
+from components.wire.routing import RouteRequest
+
+_MICRO_SERVICE = "penstock-router"
+
+
+async def serve(process: Process) -> None:
+    """Run one router replica until it is told to stop.
+
+    Raises:
+        FatalError: its HTTP port cannot be had, or the graph has no router.
+    """
+    graph, member, bus = process.graph, process.member, process.bus
+    settings = graph.components.router
+    if settings is None:
+        raise FatalError("components.router: is missing")
+    chooser = _chooser(settings, graph.kv.block_size)
+    metrics = Metrics(member.registry, settings.policy, graph.kv.block_size)
+    service = RouterService(
+        member.name, graph.model_name, settings, graph.kv.block_size, chooser, metrics, bus, process.subjects
+    )
+    member.registry.register(Watched(chooser, service.feed, bus))
+    await service.listen()
+    watching = process.tasks.create_task(service.watch())
+    queries = Queries(service, ApiKeys.from_environment(), bus, process.subjects, member)
+    runner = await _open(queries.make(), settings, member.name)
+    stop = await bus.offer(_MICRO_SERVICE, QUEUE, process.subjects.route(), RouteRequest, service.route)
+    await bus.flush()
+    member.become(ProcessState.READY, f"{settings.policy}, http port {_port(settings, member.name)}")
+    await member.stopping.wait()
+    member.become(ProcessState.DRAINING)
+    await stop()
+    await runner.cleanup()
+    watching.cancel()
+
+
+def _chooser(settings: RouterSettings, block_size: int) -> Chooser:
+    policy_settings = PolicySettings(
+        temperature_s=settings.temperature_s, ttl_s=settings.approximate_ttl_s, session_ttl_s=settings.session_ttl_s
+    )
+    costs = CostSettings(occupancy_weight=settings.occupancy_weight, decode_weight=settings.decode_weight)
+    policy = make_policy(settings.policy, policy_settings, random.Random())
+    return Chooser(policy, block_size, costs, settings.max_index_pairs)
+
+
+def _port(settings: RouterSettings, name: str) -> int:
+    """Return the HTTP port of the replica `name`, which ends in its number."""
+    number = name.rpartition("-")[2]
+    return settings.http_port + (int(number) if number.isdecimal() else 0)
+
+
+async def _open(app: web.Application, settings: RouterSettings, name: str) -> web.AppRunner:
+    port = _port(settings, name)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, settings.http_host, port).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise FatalError(
+            f"router.http_port: cannot listen on {settings.http_host}:{port}: {error.strerror or error}"
+        ) from error
+    return runner
+
+
+if __name__ == "__main__":
+    sys.exit(run("router", serve))

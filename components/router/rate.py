@@ -1,0 +1,68 @@
+"""How long one unit of work takes on each worker, learned from what was observed. Robust: weighted medians, no averages.
+
+A sample weighs as much as the work it saw, so that fixed overheads of small requests do not pose as speed. All workers go by
+the fleet's rate; one that was seen to differ from it by a factor of two or more, by its own: smaller differences are noise,
+and would send all idle traffic to whoever was lucky. An untried fleet goes by the start value.
+"""
+
+from collections import deque
+
+_WORKER_SAMPLES = 32
+_FLEET_SAMPLES = 128
+_ENOUGH = 4
+_CLEAR_FACTOR = 2.0
+_SLOWER_OR_FASTER = 1000.0  # than the start value: a sample beyond is a broken clock or a stalled client
+
+
+class Rate:
+    """Seconds a unit, by worker."""
+
+    def __init__(self, start_s: float) -> None:
+        """Begin without observations.
+
+        Args:
+            start_s: seconds a unit until something was observed.
+        """
+        self._start_s = start_s
+        self._fleet = _Samples(_FLEET_SAMPLES)
+        self._workers: dict[str, _Samples] = {}
+
+    def observe(self, worker: str, units: float, seconds: float) -> None:
+        """Learn that `worker` took `seconds` for `units` of work; impossible values are ignored."""
+        if units <= 0 or not self._start_s / _SLOWER_OR_FASTER <= seconds / units <= self._start_s * _SLOWER_OR_FASTER:
+            return
+        self._fleet.add(units, seconds / units)
+        self._workers.setdefault(worker, _Samples(_WORKER_SAMPLES)).add(units, seconds / units)
+
+    def seconds(self, worker: str) -> float:
+        """Return how long one unit takes on `worker`, in seconds."""
+        usual_s = self._fleet.median if self._fleet.count >= _ENOUGH else self._start_s
+        mine = self._workers.get(worker)
+        if mine is None or mine.count < _ENOUGH or usual_s / _CLEAR_FACTOR < mine.median < usual_s * _CLEAR_FACTOR:
+            return usual_s
+        return mine.median
+
+    def forget(self, worker: str) -> None:
+        """Drop what `worker` alone has shown."""
+        self._workers.pop(worker, None)
+
+
+class _Samples:
+    """The last samples, and their median weighted by work."""
+
+    def __init__(self, keep: int) -> None:
+        self._samples: deque[tuple[float, float]] = deque(maxlen=keep)  # (seconds a unit, units)
+        self.median = 0.0
+
+    @property
+    def count(self) -> int:
+        return len(self._samples)
+
+    def add(self, units: float, unit_s: float) -> None:
+        self._samples.append((unit_s, units))
+        half = sum(weight for _, weight in self._samples) / 2
+        for unit_s, weight in sorted(self._samples):
+            half -= weight
+            if half <= 0:
+                self.median = unit_s
+                return
