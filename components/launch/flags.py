@@ -1,0 +1,110 @@
+"""A graph made from command-line flags, for ``penstock serve`` and ``dynamo-llm``. Pure."""
+
+from typing import Any
+
+import msgspec
+import yaml
+
+from components.graph.load import graph_from_raw
+from components.graph.schema import Graph
+
+
+class ServeFlags(msgspec.Struct, frozen=True, kw_only=True):
+    """What the flags say; defaults are those of the schema where a flag was not given.
+
+    Attributes:
+        name: of the graph; default: ``serve-<port>``.
+        router: the policy of a router, at the port after `http_port`; None for a graph without one.
+        engine_args: vLLM engine arguments.
+        overrides: ``path=value`` settings, applied last.
+    """
+
+    model: str
+    name: str | None = None
+    served_model_name: str | None = None
+    decode_workers: int = 1
+    router: str | None = None
+    engine: str = "vllm"
+    host: str = "127.0.0.1"
+    http_port: int = 8181
+    block_size: int | None = None
+    reuse_gpus: bool = False
+    engine_args: dict[str, Any] = {}
+    overrides: tuple[str, ...] = ()
+
+
+def graph_from_flags(flags: ServeFlags) -> Graph:
+    """Return the graph that `flags` describe.
+
+    Raises:
+        GraphError: a value makes no sense; the text names the setting.
+    """
+    raw: dict[str, Any] = {
+        "name": flags.name or f"serve-{flags.http_port}",
+        "model": flags.model,
+        "http": {"host": flags.host, "port": flags.http_port},
+        "components": {
+            "processor": {},
+            "decode": {"replicas": flags.decode_workers, "engine": {"kind": flags.engine, **flags.engine_args}},
+        },
+    }
+    if flags.router is not None:
+        raw["components"]["router"] = {
+            "policy": flags.router.replace("-", "_"),
+            "http_port": flags.http_port + 1,
+        }
+    if flags.served_model_name:
+        raw["served_model_name"] = flags.served_model_name
+    if flags.block_size is not None:
+        raw["kv"] = {"block_size": flags.block_size}
+    if flags.reuse_gpus:
+        raw["supervision"] = {"reuse_gpus": True}
+    return graph_from_raw(raw, flags.overrides)
+
+
+def engine_args_from(rest: list[str]) -> dict[str, Any]:
+    """Return vLLM engine arguments from flags: ``--max-num-seqs 8`` is ``max_num_seqs: 8``, a flag alone is true.
+
+    ``--no-x`` is ``x: false``; a repeated flag, or one with several values, becomes a list. Values are read as YAML.
+
+    Raises:
+        ValueError: an argument is no flag.
+    """
+    arguments: dict[str, Any] = {}
+    name = ""
+    for word in rest:
+        if word.startswith("--") and len(word) > 2:
+            name, equals, value = word[2:].partition("=")
+            name = name.replace("-", "_")
+            if not equals and name.startswith("no_"):
+                name = name[3:]
+                arguments[name] = False
+            else:
+                arguments[name] = _value(value) if equals else True
+        elif not name:
+            raise ValueError(f"unexpected argument {word}")
+        elif arguments[name] is True:
+            arguments[name] = _value(word)
+        else:
+            before = arguments[name]
+            arguments[name] = [*before, _value(word)] if isinstance(before, list) else [before, _value(word)]
+    return arguments
+
+
+def _value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def without_option(argv: list[str], option: str) -> list[str]:
+    """Return the command line `argv` without every ``--option value`` and ``--option=value``."""
+    kept: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word == option:
+            next(words, None)
+        elif not word.startswith(f"{option}="):
+            kept.append(word)
+    return kept

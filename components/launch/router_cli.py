@@ -1,0 +1,184 @@
+"""``penstock router …``: asks a graph's router over HTTP, and shows the answers as tables."""
+
+import json
+import sys
+import urllib.error
+import urllib.request
+from http import HTTPStatus
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from components.graph.keys import ENVIRONMENT, ApiKeys
+from components.graph.load import GraphError, load_graph
+from components.launch.state import GraphState, StateFolder
+from components.launch.target import Name, fail, one_state
+from components.launch.views import make_table
+
+router_app = typer.Typer(
+    help="Ask the router: what it knows, what it would choose, what it chose.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+_TIMEOUT_S = 10.0
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+@router_app.command()
+def workers(name: Name = None, as_json: AsJson = False) -> None:
+    """List the workers: how far their KV events are trusted, what they hold, how busy they are."""
+    answer = _ask(one_state(name), "/workers")
+    columns = ("worker", "state", "trust", "blocks", "KV", "requests", "queued", "active", "hit rate", "µs/token", "why")
+    table = make_table(*columns)
+    for each in answer["workers"]:
+        load = each["load"]
+        table.add_row(
+            each["name"],
+            each["state"],
+            each["trust"],
+            str(each["blocks"]),
+            f"{each['kv_usage']:.0%}",
+            str(load["requests"]),
+            str(load["queued_tokens"]),
+            str(load["active_tokens"]),
+            "-" if each["hit_rate"] is None else f"{each['hit_rate']:.0%}",
+            f"{each['prefill_s_per_token'] * 1e6:.1f}",
+            each["why"],
+        )
+    _show(answer, table, as_json)
+
+
+@router_app.command()
+def explain(
+    text: Annotated[str, typer.Argument(help="The prompt; `-` reads it from standard input.")],
+    name: Name = None,
+    chat: Annotated[bool, typer.Option("--chat", help="It is a user's message, not a plain prompt.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show where a prompt would go now, and what every worker would cost; changes nothing."""
+    prompt = sys.stdin.read() if text == "-" else text
+    body = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
+    answer = _ask(one_state(name), "/explain", body)
+    columns = ("worker", "trust", "cached", "expected", "uncached", "prefill", "fetch", "queue", "decode", "memory", "cost")
+    title = f"{answer['policy']}: {answer['prompt_tokens']} tokens, {answer['prompt_blocks']} blocks; milliseconds"
+    table = make_table(*columns, title=title)
+    chosen = answer["choice"]["worker"] if answer["choice"] else None
+    for each in answer["candidates"]:
+        terms = [f"{each[f'{term}_s'] * 1000:.2f}" for term in ("prefill", "fetch", "queue", "decode", "memory", "cost")]
+        blocks = [str(each[field]) for field in ("overlap_blocks", "expected_blocks", "uncached_tokens")]
+        mark = "→ " if each["worker"] == chosen else "  "
+        table.add_row(mark + each["worker"], each["trust"], *blocks, *terms)
+    _show(answer, table, as_json)
+
+
+@router_app.command()
+def decisions(
+    name: Name = None,
+    count: Annotated[int, typer.Option("-n", help="How many.", min=1, max=200)] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List the last decisions of all routers, newest first: what was predicted, and what came of it."""
+    answers = _ask_all(one_state(name), f"/decisions?limit={count}")
+    newest = sorted((each for answer in answers for each in answer["decisions"]), key=lambda each: -each["unix_s"])
+    answer = {"policy": answers[0]["policy"], "decisions": newest[:count]}
+    columns = ("request", "worker", "tokens", "predicted", "reused", "cost ms", "TTFT ms", "took µs", "finished")
+    table = make_table(*columns, title=f"policy {answer['policy']}; blocks predicted, tokens reused")
+    for each in answer["decisions"]:
+        table.add_row(
+            each["request_id"],
+            each["worker"],
+            str(each["prompt_tokens"]),
+            str(each["overlap_blocks"]),
+            "-" if each["cached_tokens"] is None else str(each["cached_tokens"]),
+            f"{each['cost_ms']:.2f}",
+            "-" if each["ttft_ms"] is None else f"{each['ttft_ms']:.1f}",
+            f"{each['decided_us']:.0f}",
+            "yes" if each["finished"] else "no",
+        )
+    _show(answer, table, as_json)
+
+
+@router_app.command()
+def stats(name: Name = None, as_json: AsJson = False) -> None:
+    """Show how big the index is, and what came over NATS."""
+    answer = _ask(one_state(name), "/index/stats")
+    table = make_table("tier", "workers", "blocks", "pairs", "holes", "refused", "memory")
+    for tier in ("device", "host", "shared"):
+        each = answer[tier]
+        numbers = [str(each[field]) for field in ("workers", "blocks", "pairs", "holes", "refused_blocks")]
+        table.add_row(tier, *numbers, f"{each['size_bytes'] / 2**20:.1f} MB")
+    _show(answer, table, as_json)
+    if not as_json:
+        typer.echo(", ".join(f"{field.replace('_', ' ')} {count}" for field, count in answer["events"].items()))
+
+
+def _ask(state: GraphState, path: str, body: Any = None) -> Any:
+    """Return the answer of the first router that answers, or end with what is wrong."""
+    return _ask_all(state, path, body, most=1)[0]
+
+
+def _ask_all(state: GraphState, path: str, body: Any = None, most: int = 64) -> list[Any]:
+    """Return the answers of at most `most` routers, at least one, or end with what is wrong."""
+    answers: list[Any] = []
+    reason = f"graph {state.graph} has no router"
+    for url in router_urls(state.graph):
+        try:
+            answers.append(_fetch(url + path, body, _TIMEOUT_S))
+        except urllib.error.HTTPError as error:
+            fail(_refusal(error), exit_code=1)
+        except OSError as error:
+            reason = f"no router answers: {url}: {getattr(error, 'reason', error)}"
+        if len(answers) == most:
+            break
+    if not answers:
+        fail(reason, exit_code=1)
+    return answers
+
+
+def router_urls(graph_name: str) -> list[str]:
+    """Return where the routers of a launched graph answer queries."""
+    try:
+        settings = load_graph(StateFolder(graph_name).graph_file).components.router
+    except GraphError:
+        return []
+    ports = range(settings.http_port, settings.http_port + settings.replicas) if settings else []
+    return [f"http://{settings.http_host}:{port}" for port in ports] if settings else []
+
+
+def trusts(graph_name: str) -> dict[str, str]:
+    """Return how far a router of a launched graph trusts each worker's KV events; empty when none answers at once."""
+    for url in router_urls(graph_name):
+        try:
+            return {each["name"]: each["trust"] for each in _fetch(f"{url}/workers", None, 0.5)["workers"]}
+        except OSError:
+            continue
+    return {}
+
+
+def _fetch(url: str, body: Any, timeout_s: float) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json", **ApiKeys.from_environment().authorization}
+    request = urllib.request.Request(url, data, headers)  # noqa: S310 our own http URLs
+    with urllib.request.urlopen(request, timeout=timeout_s) as response:  # noqa: S310 see above
+        return msgspec.json.decode(response.read())
+
+
+def _refusal(error: urllib.error.HTTPError) -> str:
+    if error.code == HTTPStatus.UNAUTHORIZED:
+        return f"the router wants an API key; set {ENVIRONMENT} as it was set for the graph"
+    try:
+        return str(msgspec.json.decode(error.read())["error"]["message"])
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return f"the router answers {error.code}"
+
+
+def _show(answer: Any, table: Table, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(answer, indent=2))
+    else:
+        Console(width=None if sys.stdout.isatty() else 200, markup=False).print(table)
