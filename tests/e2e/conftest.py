@@ -12,7 +12,7 @@ BOTH = [
     pytest.param("agg", id="vllm", marks=[pytest.mark.vllm, pytest.mark.timeout(300)]),
 ]
 # The random model would put blanks between the tokens of its JSON until its tokens are spent.
-TERSE_JSON = "decode.engine.structured_outputs_config={disable_any_whitespace: true}"
+TERSE_JSON = "decode.engine.structured_outputs_config={backend: xgrammar, disable_any_whitespace: true}"
 
 
 @pytest.fixture(scope="session", params=BOTH)

@@ -30,7 +30,7 @@ SETTINGS = schema.VllmEngine(
         "dtype": "float32",
         "tool_call_parser": "hermes",
         # The random model would put blanks between the tokens of its JSON until its tokens are spent.
-        "structured_outputs_config": {"disable_any_whitespace": True},
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
     },
     kv_cache_gb=0.25,
 )
