@@ -19,14 +19,14 @@ class Http(Settings, frozen=True):
     port: int = 8181  # TCP port; refused by the name of its holder when taken
     tls_cert_file: str | None = None  # PEM certificate chain; with tls_key_file turns on HTTPS
     tls_key_file: str | None = None  # PEM private key
-    max_body_bytes: int = 8 * 1024 * 1024  # longer request bodies get 413
+    max_body_bytes: int = 8 * 1024 * 1024  # longer request bodies get 413, from a router too
     max_inflight_requests: int = 4096  # per processor; more get 429
     max_choices: int = 128  # largest `n` a request may ask for
     max_logprobs: int = 20  # largest `top_logprobs` or `logprobs` a request may ask for
     request_timeout_s: float = 600.0  # a whole answer, from receipt to last byte; then 504
     first_token_timeout_s: float = 120.0  # a worker may stand still before a first token; then the next one is tried
     inactivity_timeout_s: float = 30.0  # a worker may stand still between two tokens; then the next one is tried
-    client_stall_timeout_s: float = 30.0  # a client that reads nothing for so long is cut off
+    client_stall_timeout_s: float = 30.0  # a client that sends or reads nothing for so long is cut off, by a router too
     max_replays: int = 3  # how often one request may move to another worker before it fails
     isolate_api_keys: bool = False  # true: requests of different API keys never share cached KV
 

@@ -1,21 +1,19 @@
 """A processor process: loads the tokenizer, listens for workers and for HTTP, serves until told to stop, drains."""
 
 import asyncio
-import logging
-import ssl
 import sys
 
 from aiohttp import web
 
 from components.bus.process import FatalError, Process, run
 from components.graph.keys import ENVIRONMENT, ApiKeys
-from components.graph.schema import Graph, Http, VllmEngine
+from components.graph.schema import Graph, VllmEngine
+from components.http.server import Address, ListenError, Runner, listen
 from components.model.folder import ModelError, model_folder
 from components.model.tokenizer import Tokenizer
 from components.processor.app import App
 from components.processor.defaults import Defaults, load_defaults
 from components.processor.fleet import Fleet
-from components.processor.http_server import Runner
 from components.processor.metrics import Metrics, Watched
 from components.processor.pipeline import Pipeline
 from components.processor.routing import Router
@@ -24,10 +22,7 @@ from components.processor.workers import Workers
 from components.wire.messages import ProcessState
 from components.wire.routing import TokenizeQuery
 
-log = logging.getLogger(__name__)
-
 _DRAIN_MARGIN_S = 5.0
-_BACKLOG = 4096
 _QUEUE = "processors"
 
 
@@ -87,35 +82,16 @@ def _load_defaults(graph: Graph) -> Defaults:
         raise FatalError(str(error)) from error
 
 
-async def _open(app: web.Application, graph: Graph) -> web.AppRunner:
+async def _open(app: web.Application, graph: Graph) -> Runner:
     """Listen for HTTP; several replicas share the port."""
     http = graph.http
-    # Malformed HTTP is its sender's affair; our own failures are logged in app.py.
-    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
-    drain_s = max(1.0, graph.supervision.stop_timeout_s - _DRAIN_MARGIN_S)
-    runner = Runner(app, http.client_stall_timeout_s, drain_s)
-    await runner.setup()
     replicas = graph.components.processor.replicas if graph.components.processor else 1
-    site = web.TCPSite(
-        runner, http.host, http.port, ssl_context=_tls(http), backlog=_BACKLOG, reuse_port=replicas > 1 or None
-    )
+    address = Address(http.host, http.port, http.tls_cert_file, http.tls_key_file, shared=replicas > 1)
+    drain_s = max(1.0, graph.supervision.stop_timeout_s - _DRAIN_MARGIN_S)
     try:
-        await site.start()
-    except OSError as error:
-        await runner.cleanup()
-        raise FatalError(f"http.port: cannot listen on {http.host}:{http.port}: {error.strerror or error}") from error
-    return runner
-
-
-def _tls(http: Http) -> ssl.SSLContext | None:
-    if http.tls_cert_file is None:
-        return None
-    try:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(http.tls_cert_file, http.tls_key_file)
-    except (OSError, ssl.SSLError) as error:
-        raise FatalError(f"http.tls_cert_file: cannot be used: {error}") from error
-    return context
+        return await listen(app, address, drain_s)
+    except ListenError as error:
+        raise FatalError(f"http.{error}") from error
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from aiohttp import web
 from components.bus.process import FatalError, Process, run
 from components.graph.keys import ApiKeys
 from components.graph.schema import RouterSettings
+from components.http.edge import Edge, Limits
+from components.http.server import Address, ListenError, Runner, listen
 from components.router.chooser import Chooser
 from components.router.cost import CostSettings
 from components.router.metrics import Metrics, Watched
@@ -19,6 +21,7 @@ from components.wire.messages import ProcessState
 from components.wire.routing import RouteRequest
 
 _MICRO_SERVICE = "penstock-router"
+_DRAIN_S = 1.0
 
 
 async def serve(process: Process) -> None:
@@ -39,7 +42,8 @@ async def serve(process: Process) -> None:
     member.registry.register(Watched(chooser, service.feed, bus))
     await service.listen()
     watching = process.tasks.create_task(service.watch())
-    queries = Queries(service, ApiKeys.from_environment(), bus, process.subjects, member)
+    edge = Edge(ApiKeys.from_environment(), Limits(graph.http.max_body_bytes, graph.http.client_stall_timeout_s))
+    queries = Queries(service, edge, bus, process.subjects, member)
     runner = await _open(queries.make(), settings, member.name)
     stop = await bus.offer(_MICRO_SERVICE, QUEUE, process.subjects.route(), RouteRequest, service.route)
     await bus.flush()
@@ -66,18 +70,12 @@ def _port(settings: RouterSettings, name: str) -> int:
     return settings.http_port + (int(number) if number.isdecimal() else 0)
 
 
-async def _open(app: web.Application, settings: RouterSettings, name: str) -> web.AppRunner:
-    port = _port(settings, name)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-    await runner.setup()
+async def _open(app: web.Application, settings: RouterSettings, name: str) -> Runner:
+    address = Address(settings.http_host, _port(settings, name))
     try:
-        await web.TCPSite(runner, settings.http_host, port).start()
-    except OSError as error:
-        await runner.cleanup()
-        raise FatalError(
-            f"router.http_port: cannot listen on {settings.http_host}:{port}: {error.strerror or error}"
-        ) from error
-    return runner
+        return await listen(app, address, _DRAIN_S)
+    except ListenError as error:
+        raise FatalError(f"router.http_{error}") from error
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ Knows HTTP and JSON. A prompt given as text is turned into tokens by a processor
 """
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 import msgspec
@@ -15,37 +13,20 @@ from msgspec.structs import asdict
 
 from components.bus.client import Bus, BusError
 from components.bus.member import Member
-from components.graph.keys import ApiKeys
+from components.http.edge import Edge, json_response
 from components.router.cost import Prompt
 from components.router.service import RouterService
 from components.router.views import by_number, index_view, worker_view
-from components.telemetry.logs import trail
 from components.telemetry.metrics import CONTENT_TYPE, render
 from components.wire.block_hash import block_hashes, root_hash
-from components.wire.errors import (
-    HTTP_STATUS,
-    BodyTooLargeError,
-    InvalidRequestError,
-    MethodNotAllowedError,
-    ModelNotFoundError,
-    NotFoundError,
-    NoWorkerError,
-    PenstockError,
-)
-from components.wire.http_errors import error_body, error_headers
+from components.wire.errors import InvalidRequestError, ModelNotFoundError, NotFoundError, NoWorkerError
 from components.wire.routing import Tokenized, TokenizeQuery
 from components.wire.subjects import Subjects
 
-log = logging.getLogger(__name__)
-
-_JSON = "application/json"
-_OPEN_ROUTES = frozenset({"/health", "/ready"})
-_MAX_BODY_BYTES = 8 * 1024 * 1024
 _TOKENIZE_TIMEOUT_S = 5.0
 _SHOWN_DECISIONS = 200
 
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class ExplainRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -95,19 +76,18 @@ class Explanation(msgspec.Struct, frozen=True):
 
 
 class Queries:
-    """The routes; with `keys`, all but the probes need one."""
+    """The routes."""
 
-    def __init__(self, service: RouterService, keys: ApiKeys, bus: Bus, subjects: Subjects, member: Member) -> None:
+    def __init__(self, service: RouterService, edge: Edge, bus: Bus, subjects: Subjects, member: Member) -> None:
         self._service = service
-        self._keys = keys
+        self._edge = edge
         self._bus = bus
         self._subjects = subjects
         self._member = member
 
     def make(self) -> web.Application:
         """Return the aiohttp application."""
-        app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[self._edge])
-        app.add_routes(
+        return self._edge.application(
             [
                 web.get("/metrics", self._metrics),
                 web.get("/workers", self._workers),
@@ -120,23 +100,6 @@ class Queries:
                 web.get("/ready", self._ready),
             ]
         )
-        return app
-
-    @web.middleware
-    async def _edge(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Check the key, and turn every error into OpenAI's shape."""
-        try:
-            if request.path not in _OPEN_ROUTES:
-                self._keys.check(request.headers.get("Authorization"))
-            return await handler(request)
-        except (PenstockError, web.HTTPException) as error:
-            return _refusal(error if isinstance(error, PenstockError) else _from_http(error))
-        except ConnectionError:
-            # The client is gone; aiohttp takes this as it takes a disconnect.
-            raise asyncio.CancelledError from None
-        except Exception as error:  # noqa: BLE001 the outermost catch: a bug costs this query, and answers in our shape
-            log.error("a query failed", extra={"path": request.path, "error": trail(error)})  # noqa: TRY400
-            return _refusal(PenstockError("the router failed to answer; its log says why"))
 
     async def _metrics(self, _: web.Request) -> web.Response:
         body = await asyncio.to_thread(render, [self._member.metrics()])
@@ -144,15 +107,15 @@ class Queries:
 
     async def _workers(self, _: web.Request) -> web.Response:
         names = sorted(self._service.roster.workers, key=by_number)
-        return _json({"workers": [worker_view(self._service, name) for name in names]})
+        return json_response({"workers": [worker_view(self._service, name) for name in names]})
 
     async def _worker(self, request: web.Request) -> web.Response:
-        return _json(worker_view(self._service, self._named(request)))
+        return json_response(worker_view(self._service, self._named(request)))
 
     async def _reset(self, request: web.Request) -> web.Response:
         name = self._named(request)
         await self._service.reset(name)
-        return _json(worker_view(self._service, name))
+        return json_response(worker_view(self._service, name))
 
     def _named(self, request: web.Request) -> str:
         name = request.match_info["name"]
@@ -161,7 +124,7 @@ class Queries:
         return name
 
     async def _explain(self, request: web.Request) -> web.Response:
-        body = _parse(await request.read())
+        body = _parse(await self._edge.read(request))
         service = self._service
         if body.model not in (None, service.model):
             raise ModelNotFoundError(f"this router serves {service.model!r}", param="model")
@@ -171,7 +134,7 @@ class Queries:
         choice = asdict(service.told(decision.choice)) if decision.choice else None
         cheapest_first = sorted(decision.candidates, key=lambda candidate: candidate.cost_s)
         candidates = [asdict(service.told(candidate)) for candidate in cheapest_first]
-        return _json(
+        return json_response(
             Explanation(
                 policy=service.policy,
                 router=service.name,
@@ -198,10 +161,10 @@ class Queries:
         limit = request.query.get("limit", str(_SHOWN_DECISIONS))
         if len(limit) > 3 or not limit.isdecimal() or not 1 <= int(limit) <= _SHOWN_DECISIONS:
             raise InvalidRequestError(f"limit: must be 1 to {_SHOWN_DECISIONS}", param="limit")
-        return _json({"policy": self._service.policy, "decisions": list(self._service.journal.last(int(limit)))})
+        return json_response({"policy": self._service.policy, "decisions": list(self._service.journal.last(int(limit)))})
 
     async def _index(self, _: web.Request) -> web.Response:
-        return _json(index_view(self._service))
+        return json_response(index_view(self._service))
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response()
@@ -209,7 +172,7 @@ class Queries:
     async def _ready(self, _: web.Request) -> web.Response:
         workers = len(self._service.roster.workers)
         ready = workers > 0 and self._bus.connected
-        return _json({"workers": workers, "nats": self._bus.connected}, 200 if ready else 503)
+        return json_response({"workers": workers, "nats": self._bus.connected}, 200 if ready else 503)
 
 
 def _parse(data: bytes) -> ExplainRequest:
@@ -227,23 +190,3 @@ def _parse(data: bytes) -> ExplainRequest:
     if sum(each is not None for each in (body.prompt, body.messages, body.token_ids)) != 1:
         raise InvalidRequestError("exactly one of prompt, messages and token_ids must be set", param="prompt")
     return body
-
-
-def _from_http(error: web.HTTPException) -> PenstockError:
-    """Return aiohttp's own refusals as ours."""
-    if isinstance(error, web.HTTPRequestEntityTooLarge):
-        return BodyTooLargeError(f"the body is longer than {_MAX_BODY_BYTES} bytes")
-    if isinstance(error, web.HTTPMethodNotAllowed):
-        return MethodNotAllowedError(f"use {', '.join(sorted(error.allowed_methods))} here")
-    if isinstance(error, web.HTTPNotFound):
-        return NotFoundError("there is nothing at this path")
-    return InvalidRequestError(error.reason)
-
-
-def _refusal(error: PenstockError) -> web.Response:
-    headers = error_headers(error)
-    return web.Response(body=error_body(error), status=HTTP_STATUS[error.code], content_type=_JSON, headers=headers)
-
-
-def _json(value: Any, status: int = 200) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), status=status, content_type=_JSON)

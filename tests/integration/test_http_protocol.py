@@ -9,8 +9,9 @@ import msgspec
 import pytest
 
 from components.graph.schema import Nats
-from tests.support.edge import Edge, edge
+from tests.support.edge import edge
 from tests.support.nats import nats_server
+from tests.support.raw_http import converse
 
 SECRET = b"sk-secret"
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer sk-secret\r\n"
@@ -21,26 +22,6 @@ async def nats(tmp_path: Path) -> AsyncIterator[Nats]:
     """A private NATS server."""
     async with nats_server(tmp_path) as settings:
         yield settings
-
-
-async def converse(server: Edge, *parts: bytes, pause_s: float = 0.0) -> bytes:
-    """Send `parts`, with pauses between, and return everything until the server closes the connection."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    received = asyncio.ensure_future(reader.read())
-    try:
-        for part in parts:
-            if received.done():
-                break
-            writer.write(part)
-            await writer.drain()
-            await asyncio.sleep(pause_s)
-        async with asyncio.timeout(15):
-            return await received
-    except ConnectionError:
-        return await received if received.done() and received.exception() is None else b""
-    finally:
-        received.cancel()
-        writer.close()
 
 
 @pytest.mark.parametrize(
@@ -72,7 +53,7 @@ async def test_what_is_no_http_is_refused_without_repeating_it(
 ) -> None:
     """Neither to the client nor to the log."""
     async with edge(nats) as server:
-        received = await converse(server, sent)
+        received = await converse(server.port, sent)
         head, _, body = received.partition(b"\r\n\r\n")
         assert head.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4")), received
         assert b"application/json" in head
@@ -91,7 +72,7 @@ async def test_a_head_that_does_not_come_is_not_waited_for(nats: Nats, drip: lis
     """Nothing at all, or a byte now and then: the connection is closed when the time is over."""
     async with edge(nats, client_stall_timeout_s=0.5) as server:
         began_s = time.monotonic()
-        assert await converse(server, *drip, pause_s=0.1) == b""
+        assert await converse(server.port, *drip, pause_s=0.1) == b""
         assert 0.4 < time.monotonic() - began_s < 3.0
 
 
@@ -99,7 +80,7 @@ async def test_a_second_head_must_come_in_time_too(nats: Nats) -> None:
     """A connection may be idle between requests, for longer than a head may take; but not within a head."""
     async with edge(nats, client_stall_timeout_s=0.5) as server:
         whole = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
-        received = await converse(server, whole, b"", b"", whole, *([b"G", b"E"] * 10), pause_s=0.3)
+        received = await converse(server.port, whole, b"", b"", whole, *([b"G", b"E"] * 10), pause_s=0.3)
         assert received.count(b"HTTP/1.1 200 OK") == 2
         assert received.count(b"HTTP/1.1") == 2
 
@@ -123,6 +104,6 @@ async def test_a_body_too_long_by_its_own_account_is_refused_at_once(nats: Nats)
 async def test_a_body_that_does_not_come_is_a_408(nats: Nats) -> None:
     """It may come whole another time; the request itself may be good."""
     async with edge(nats, client_stall_timeout_s=0.3) as server:
-        received = await converse(server, POST + b"Connection: close\r\nContent-Length: 10\r\n\r\n{")
+        received = await converse(server.port, POST + b"Connection: close\r\nContent-Length: 10\r\n\r\n{")
         assert received.startswith(b"HTTP/1.1 408 ")
         assert b'"code":"request_timeout"' in received

@@ -16,6 +16,7 @@ from components.wire.kv import KvBatch, KvRemoved, KvStored
 from components.wire.messages import ProcessState, WorkerLoad
 from components.wire.routing import RouteEvent, RouteNotice, RouteReply, RouteRequest
 from tests.support.nats import nats_server
+from tests.support.raw_http import converse
 from tests.support.routing import Holder, Routing, holders, routing
 
 PROMPT = list(range(1000, 1100))
@@ -371,6 +372,21 @@ async def test_queries_need_the_api_key(nats: Nats, monkeypatch: pytest.MonkeyPa
                 assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
         assert (await router.http.get(router.url + "/health")).status == 200
         assert (await router.http.get(router.url + "/workers", headers={"Authorization": "Bearer two"})).status == 200
+
+
+async def test_queries_stand_behind_the_same_guards_as_the_endpoint(nats: Nats) -> None:
+    """What is no HTTP, what is too long and what comes too slowly is refused, and repeats nothing that was sent."""
+    async with routing(nats, http={"max_body_bytes": 1000, "client_stall_timeout_s": 0.5}) as router:
+        port = int(router.url.rpartition(":")[2])
+        post = b"POST /explain HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        refused = await converse(port, post + b"sk-secret\r\n\r\n")
+        assert refused.startswith((b"HTTP/1.1 400 ", b"HTTP/1.0 400 "))
+        assert b'"type":"invalid_request_error"' in refused
+        assert b"sk-secret" not in refused
+        assert (await converse(port, post + b"Content-Length: 1001\r\n\r\n")).startswith(b"HTTP/1.1 413 ")
+        assert (await converse(port, post + b"Content-Length: 10\r\n\r\n{")).startswith(b"HTTP/1.1 408 ")
+        assert await converse(port, b"GET /wor") == b""
+        assert (await router.http.get(router.url + "/health")).status == 200
 
 
 async def test_workers_are_listed_by_number(router: Routing) -> None:

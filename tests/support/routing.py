@@ -85,9 +85,13 @@ class Routing:
 
 @asynccontextmanager
 async def routing(
-    nats: Nats, name: str = "router-0", http_port: int | None = None, **settings: Any
+    nats: Nats,
+    name: str = "router-0",
+    http_port: int | None = None,
+    http: dict[str, Any] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Routing]:
-    """Run a router of the graph ``test`` whose settings are `settings`."""
+    """Run a router of the graph ``test`` whose settings are `settings`, and whose graph has the ``http`` settings `http`."""
     number = int(name.rpartition("-")[2])
     port = http_port or free_port() - number
     graph = graph_from_raw(
@@ -95,6 +99,7 @@ async def routing(
             "model": "demo",
             "name": "test",
             "nats": nats.url,
+            "http": http or {},
             "components": {
                 "processor": {},
                 "router": {"http_port": port} | settings,

@@ -1,4 +1,4 @@
-"""The HTTP server under the routes: what is no HTTP is refused in OpenAI's shape, and who is slow to ask is cut off.
+"""The protocol under the routes: what is no HTTP is refused in OpenAI's shape, and who is slow to ask is cut off.
 
 Knows aiohttp's protocol and server, not what the routes do. aiohttp's own refusals repeat the bytes they are about, keys and
 prompts among them; ours say what is wrong in fixed words.
@@ -111,17 +111,6 @@ class Server(web.Server):
             return await self._inner(request)
         except web.HTTPExpectationFailed as error:
             return refusal(InvalidRequestError("expect: only 100-continue is supported"), error.status)
-
-
-class Runner(web.AppRunner):
-    """Runs an application on a `Server`; a client has `head_timeout_s` seconds for the head of each request."""
-
-    def __init__(self, app: web.Application, head_timeout_s: float, shutdown_timeout_s: float) -> None:
-        super().__init__(app, shutdown_timeout=shutdown_timeout_s)
-        self._head_timeout_s = head_timeout_s
-
-    async def _make_server(self) -> web.Server:
-        return Server(await super()._make_server(), self._head_timeout_s, access_log=None)
 
 
 def refusal(error: PenstockError, status: int) -> web.Response:
