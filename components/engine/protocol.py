@@ -100,6 +100,13 @@ class Engine(Protocol):
         """
         ...
 
+    async def shared_tokens(self, request: GenerateRequest) -> int:
+        """Return how many leading tokens of a prompt any engine beside this one can load from the shared cache (LMCache) now.
+
+        A multiple of the cache's chunk; 0 without a shared cache, and when it does not answer in time.
+        """
+        ...
+
     def load(self) -> WorkerLoad:
         """Return what the engine is doing; cheap, never blocks."""
         ...
@@ -114,6 +121,38 @@ class Engine(Protocol):
 
     async def stop(self) -> None:
         """Free everything; requests still running end with `WorkerLostError`. May be called at any time, also twice."""
+        ...
+
+
+class CacheServer(Protocol):
+    """The server of a shared cache (LMCache) beside the engines of one host; launched once, stopped once."""
+
+    def launch(self) -> None:
+        """Start the server's process; to be called before this process has threads or an event loop, for it may fork.
+
+        Raises:
+            EngineStartError: it cannot be started.
+        """
+        ...
+
+    async def start(self, progress: Callable[[str], None]) -> str:
+        """Wait until it answers, and return what it is, such as ``lmcache 0.5.6``.
+
+        Raises:
+            EngineStartError: it died instead.
+        """
+        ...
+
+    async def metrics(self) -> list[MetricFamily]:
+        """Return its own Prometheus metrics; none when it does not answer in time."""
+        ...
+
+    async def failed(self) -> str:
+        """Wait until it is dead, or has not answered for a while, and return why."""
+        ...
+
+    async def stop(self) -> None:
+        """End it. May be called at any time, also twice."""
         ...
 
 

@@ -56,6 +56,17 @@ class ProcessorSettings(Settings, frozen=True):
     replicas: int = 1  # they share one port; 0: other machines' parts of the graph run them
 
 
+class Disagg(Settings, frozen=True):
+    """When a decode worker has a prompt prefilled elsewhere. `penstock disagg set` changes these while the graph runs."""
+
+    enabled: bool = True  # false: decode workers compute every prompt themselves
+    max_local_prefill_tokens: int = 512  # prompts with more tokens that are cached nowhere near may be prefilled remotely
+    max_queue_depth: int = 8  # with so many jobs waiting, decode workers prefill themselves
+    max_queue_age_s: float = 2.0  # likewise when the oldest waiting job is older
+    max_wait_s: float = 10.0  # a job not done by then is computed locally after all
+    always: bool = False  # true: do not ask whether it pays, only the thresholds above count
+
+
 class DecodeSettings(Settings, frozen=True):
     """Decode workers."""
 
@@ -63,6 +74,34 @@ class DecodeSettings(Settings, frozen=True):
     engine: VllmEngine | SimEngine = VllmEngine()  # what computes the tokens
     gpus: list[int] | None = None  # devices they may use, in order; default: all visible ones
     drain_timeout_s: float = 30.0  # how long a stopping worker may finish its requests
+    disagg: Disagg = Disagg()  # remote prefill; counts where the graph has prefill workers
+
+
+class PrefillSettings(Settings, frozen=True):
+    """Prefill workers: they compute the KV of long prompts for decode workers, which load it from LMCache."""
+
+    replicas: int = 1  # one engine each
+    engine: VllmEngine | SimEngine | None = None  # default: the decode workers' settings
+    gpus: list[int] | None = None  # devices they may use, in order; default: what the decode workers leave
+    drain_timeout_s: float = 30.0  # how long a stopping worker may finish its jobs
+    max_batched_tokens: int = 16_384  # prompt tokens taken from the queue at once; one longer job is taken alone
+    max_deliveries: int = 3  # a job that so many workers gave back or died of goes to the dead letters
+    ack_wait_s: float = 5.0  # a job whose worker says nothing for so long goes to another
+    max_queue_jobs: int = 1024  # more are refused, and computed locally
+
+
+class LMCache(Settings, frozen=True):
+    """An LMCache server beside the engines of one host; what one engine computed, all can load."""
+
+    host: str = "127.0.0.1"  # where it listens; engines of this host connect to it
+    port: int = 5555  # its TCP port for engines
+    http_port: int = 5556  # its TCP port for health, metrics and control
+    chunk_tokens: int = 64  # unit of storing and loading, a multiple of kv.block_size; LMCache's own default is 256
+    l1_gb: float = 2.0  # memory for KV, in GiB
+    eviction_policy: Literal["LRU", "ARC", "IsolatedLRU", "noop"] = "LRU"  # what goes when it is full
+    l2: list[dict[str, Any]] = []  # slower stores behind it, as LMCache's --l2-adapter takes them: [{type: fs, base_path: /kv}]
+    timeout_s: float = 5.0  # an engine that waits longer for it goes on without it
+    args: dict[str, Any] = {}  # further options of `lmcache server`, such as {max-workers: 4}
 
 
 class RouterSettings(Settings, frozen=True):
@@ -92,6 +131,7 @@ class Components(Settings, frozen=True):
     processor: ProcessorSettings | None = None  # HTTP edge
     router: RouterSettings | None = None  # chooses workers by their KV; without it processors choose by load
     decode: DecodeSettings | None = None  # decode workers
+    prefill: PrefillSettings | None = None  # prefill workers; they need `lmcache`
 
 
 class Kv(Settings, frozen=True):
@@ -145,6 +185,7 @@ class Graph(Settings, frozen=True):
     nats: str | Nats = "embedded"  # `embedded` starts a server for this graph; else a URL or a map
     http: Http = Http()  # the OpenAI endpoint
     kv: Kv = Kv()  # KV cache facts
+    lmcache: LMCache | None = None  # share KV between engines: a map, empty for the defaults
     supervision: Supervision = Supervision()  # starting, watching, stopping
     telemetry: Telemetry = Telemetry()  # logs
 
@@ -157,6 +198,11 @@ class Graph(Settings, frozen=True):
     def part(self) -> str:
         """The name of what this machine runs of the graph: the graph's, and the host label where there is one."""
         return f"{self.name}-{self.host}" if self.host else self.name
+
+    @property
+    def disaggregated(self) -> bool:
+        """Whether decode workers may leave prompts to prefill workers."""
+        return self.components.prefill is not None
 
     def process_name(self, component: str, index: int) -> str:
         """Return the name of a process, unique in all parts of the graph: ``decode-0``, or ``decode-a-0`` on host a."""
