@@ -29,7 +29,7 @@ from prometheus_client import CollectorRegistry
 from benchmarks.report import show, spread, write_json
 from components.bus.client import Bus
 from components.bus.server import NatsServerPlan
-from components.decode.kv_publisher import KvPublisher
+from components.worker.kv_publisher import KvPublisher
 from components.graph.schema import Nats
 from components.router.kv_index import KvIndex
 from components.wire.kv import KvBatch, KvRemoved, KvStored, Tier

@@ -1,17 +1,32 @@
-"""Chooses the engine a graph asks for; imports vLLM only when it is the one."""
+"""Chooses the engine, and the server of the shared cache, that a graph asks for; imports vLLM only when it is the one."""
 
-from components.engine.protocol import Engine
+from components.engine.protocol import CacheServer, Engine, EngineStartError
 from components.graph.schema import Graph, SimEngine, VllmEngine
 
 
 def make_engine(settings: VllmEngine | SimEngine, graph: Graph) -> Engine:
-    """Return the engine described by `settings`, not yet started; it tells of its KV only where a router goes by it."""
+    """Return the engine described by `settings`, not yet started; it tells of its KV only where somebody goes by it."""
     router = graph.components.router
-    kv_events = router is not None and router.wants_kv_events
+    kv_events = graph.disaggregated or (router is not None and router.wants_kv_events)
     if isinstance(settings, SimEngine):
         from components.engine import sim
 
         return sim.SimEngine(graph.model, settings, graph.kv.block_size, kv_events=kv_events)
     from components.engine import vllm
 
-    return vllm.VllmEngine(graph.model, graph.model_name, settings, graph.kv.block_size, kv_events=kv_events)
+    return vllm.VllmEngine(
+        graph.model, graph.model_name, settings, graph.kv.block_size, kv_events=kv_events, lmcache=graph.lmcache
+    )
+
+
+def make_cache_server(graph: Graph, name: str) -> CacheServer:
+    """Return the server of `graph`'s shared cache, not yet started; it calls itself `name`.
+
+    Raises:
+        EngineStartError: the graph has none.
+    """
+    if graph.lmcache is None:
+        raise EngineStartError("lmcache: is missing")
+    from components.engine import lmcache_server
+
+    return lmcache_server.LMCacheServer(graph.lmcache, name)

@@ -125,26 +125,18 @@ class Engine(Protocol):
 
 
 class CacheServer(Protocol):
-    """The server of a shared cache (LMCache) beside the engines of one host; launched once, stopped once."""
-
-    def launch(self) -> None:
-        """Start the server's process; to be called before this process has threads or an event loop, for it may fork.
-
-        Raises:
-            EngineStartError: it cannot be started.
-        """
-        ...
+    """The server of a shared cache (LMCache) beside the engines of one host; started once, stopped once."""
 
     async def start(self, progress: Callable[[str], None]) -> str:
-        """Wait until it answers, and return what it is, such as ``lmcache 0.5.6``.
+        """Start the server; return what it is, such as ``lmcache 0.5.6``, when it answers.
 
         Raises:
             EngineStartError: it died instead.
         """
         ...
 
-    async def metrics(self) -> list[MetricFamily]:
-        """Return its own Prometheus metrics; none when it does not answer in time."""
+    def metrics(self) -> list[MetricFamily]:
+        """Return its own Prometheus metrics as last seen; never blocks."""
         ...
 
     async def failed(self) -> str:

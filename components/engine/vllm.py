@@ -1,24 +1,26 @@
 """The real engine: vLLM's `AsyncLLM`, whose core runs in processes of its own.
 
 Knows the life of an engine and of a request in it. What vLLM's objects look like is in `vllm_convert`, `vllm_compat` and
-`vllm_tools`; those import vLLM, and are themselves imported when the engine starts.
+`vllm_tools`; those import vLLM, as `lmcache_lookup` imports LMCache, and are themselves imported when the engine starts.
 """
 
 import asyncio
 import gc
-import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from prometheus_client import REGISTRY
 
+from components.engine import vllm_modules as modules
+from components.engine.lmcache_config import connector_config
 from components.engine.protocol import EngineInfo, EngineOutput, EngineStartError, KvUpdate
 from components.engine.vllm_args import OURS, mistaken_arg
+from components.engine.vllm_modules import import_vllm, one_line
+from components.graph.schema import LMCache
 from components.graph.schema import VllmEngine as VllmSettings
 from components.model.folder import ModelError, model_folder
 from components.telemetry.metrics import collect
@@ -39,6 +41,7 @@ class _Opened:
         vocabulary_size: how many token ids it knows.
         tools: a `ToolParsers`, when the graph names a parser.
         stats: a `vllm_compat.Stats`, kept up to date by vLLM.
+        lookup: a `lmcache_lookup.LMCacheLookup`, when KV is shared.
     """
 
     llm: Any
@@ -46,6 +49,7 @@ class _Opened:
     vocabulary_size: int
     tools: Any
     stats: Any
+    lookup: Any
 
 
 class VllmEngine:
@@ -57,10 +61,18 @@ class VllmEngine:
         settings: engine arguments, and the CPU's KV memory.
         block_size: tokens a KV block.
         kv_events: tell of KV blocks, see `Engine.kv_updates`.
+        lmcache: share KV through this server.
     """
 
     def __init__(
-        self, model: str, served_name: str, settings: VllmSettings, block_size: int, *, kv_events: bool = False
+        self,
+        model: str,
+        served_name: str,
+        settings: VllmSettings,
+        block_size: int,
+        *,
+        kv_events: bool = False,
+        lmcache: LMCache | None = None,
     ) -> None:
         self._model = model
         self._served_name = served_name
@@ -69,6 +81,7 @@ class VllmEngine:
         self._opening: asyncio.Future[_Opened] | None = None
         self._opened: _Opened | None = None
         self._kv_events = kv_events
+        self._lmcache = lmcache
         self._kv: Any = None  # a `vllm_kv.KvStream`, when asked for
         self._unfinished: set[str] = set()
         self._stopped = False
@@ -77,36 +90,39 @@ class VllmEngine:
         """Load the model; see `Engine.start`."""
         if mistake := mistaken_arg(self._settings.args):
             raise EngineStartError(f"engine.{mistake}")
+        if self._lmcache and self._settings.args.get("kv_transfer_config"):
+            raise EngineStartError("engine.kv_transfer_config: is penstock's own in a graph with `lmcache`")
         progress("importing vLLM")
-        await asyncio.to_thread(_import)
+        await asyncio.to_thread(import_vllm)
         progress(f"loading {self._served_name}")
         if self._kv_events:
             self._kv = self._listen()
         self._opening = asyncio.get_running_loop().run_in_executor(None, self._open)
         opened = await asyncio.shield(self._opening)  # a thread cannot be cancelled; `stop` ends it
         await opened.llm.get_supported_tasks()  # vLLM asks its core once, at the latest before the first request
-        if _compat().on_cpu():
+        if modules.compat().on_cpu():
             progress("computing a first prompt")
-            await _compat().compute_first_prompt(opened.llm)
+            await modules.compat().compute_first_prompt(opened.llm)
             opened.stats.forget()
         self._opened = opened
         return opened.info
 
     def _open(self) -> _Opened:
         """Start vLLM; runs in a thread because it blocks."""
-        compat = _compat()
+        compat = modules.compat()
         stats = compat.Stats()
         try:
             arguments = compat.engine_args(self._engine_args(on_cpu=compat.on_cpu()))
-            parser = _tools().parser_class(self._settings.args, self._model)
+            parser = modules.tools().parser_class(self._settings.args, self._model)
             llm = compat.open_engine(arguments, stats)
+            lookup = modules.lookup().LMCacheLookup(self._lmcache, llm.vllm_config) if self._lmcache else None
         except ModelError as error:
             raise EngineStartError(str(error)) from error
         except compat.START_FAILURES as error:
-            raise EngineStartError(f"vLLM cannot start: {_one_line(error)}") from error
-        tools = _tools().ToolParsers(parser, llm) if parser is not None else None
+            raise EngineStartError(f"vLLM cannot start: {one_line(error)}") from error
+        tools = modules.tools().ToolParsers(parser, llm) if parser is not None else None
         info = compat.describe(llm, tool_parser=tools is not None)
-        return _Opened(llm, info, compat.vocabulary_size(llm), tools, stats)
+        return _Opened(llm, info, compat.vocabulary_size(llm), tools, stats, lookup)
 
     def _engine_args(self, *, on_cpu: bool) -> dict[str, Any]:
         """Return vLLM's engine arguments: what the graph says, and where it says nothing what suits a CPU."""
@@ -114,12 +130,13 @@ class VllmEngine:
         cpu = {"dtype": "bfloat16", "enforce_eager": True, "kv_cache_memory_bytes": kv_cache_bytes}
         chosen = {name: value for name, value in self._settings.args.items() if name not in OURS}
         events = {"kv_events_config": self._kv.config} if self._kv is not None else {}
+        sharing = {"kv_transfer_config": connector_config(self._lmcache)} if self._lmcache else {}
         fixed = {
             "model": _where(self._model),
             "served_model_name": [self._served_name],
             "block_size": self._block_size,
         }
-        return (cpu if on_cpu else {}) | chosen | events | fixed
+        return (cpu if on_cpu else {}) | chosen | events | sharing | fixed
 
     def _listen(self) -> Any:
         """Return the stream of this engine's KV events, to be opened before the engine.
@@ -132,9 +149,10 @@ class VllmEngine:
             raise EngineStartError("engine.kv_events_config: is penstock's own in a graph with a router")
         if int(args.get("data_parallel_size") or 1) > 1:
             raise EngineStartError("engine.data_parallel_size: must be 1 in a graph with a router; use replicas")
-        connector = str((args.get("kv_transfer_config") or {}).get("kv_connector"))
-        cpu_tier = Tier.SHARED if connector.startswith("LMCacheMP") else Tier.HOST
-        stream = _kv().KvStream(self._served_name, self._block_size, partial(_compat().kv_events, cpu_tier=cpu_tier))
+        cpu_tier = Tier.SHARED if self._lmcache else Tier.HOST
+        stream = modules.kv().KvStream(
+            self._served_name, self._block_size, partial(modules.compat().kv_events, cpu_tier=cpu_tier)
+        )
         stream.open()
         return stream
 
@@ -165,7 +183,7 @@ class VllmEngine:
         self, opened: _Opened, request: GenerateRequest, sampling: Sampling
     ) -> AsyncGenerator[EngineOutput, None]:
         """Run `request` through vLLM, and turn its errors into ours."""
-        compat = _compat()
+        compat = modules.compat()
         self._unfinished.add(request.request_id)
         first = True
         try:
@@ -179,10 +197,10 @@ class VllmEngine:
             raise WorkerLostError("the engine died") from error
         except compat.EngineGenerateError as error:
             if isinstance(error.__cause__, compat.REFUSALS):
-                raise InvalidRequestError(_one_line(error.__cause__)) from error
+                raise InvalidRequestError(one_line(error.__cause__)) from error
             raise WorkerLostError("the engine failed") from error
         except compat.REFUSALS as error:
-            raise InvalidRequestError(_one_line(error), param=getattr(error, "parameter", None)) from error
+            raise InvalidRequestError(one_line(error), param=getattr(error, "parameter", None)) from error
         except compat.QueueFullError as error:
             raise OverloadedError("the engine's queue is full", retry_after_s=1.0) from error
         finally:
@@ -190,6 +208,12 @@ class VllmEngine:
                 self._unfinished.discard(request.request_id)
                 # vLLM aborts a request whose stream is closed, but not one that is cancelled while it is being added.
                 await opened.llm.abort(request.request_id)
+
+    async def shared_tokens(self, request: GenerateRequest) -> int:
+        """Return how much of a prompt LMCache can give to any engine; see `Engine.shared_tokens`."""
+        if self._opened is None or self._opened.lookup is None:
+            return 0
+        return int(await self._opened.lookup.tokens(request.token_ids, request.cache_salt))
 
     def load(self) -> WorkerLoad:
         """Return what the engine is doing; vLLM's own numbers are those of its last step."""
@@ -213,7 +237,7 @@ class VllmEngine:
     async def failed(self) -> str:
         """Wait until vLLM's core is dead, and return why."""
         while True:
-            if self._opened is not None and not self._stopped and (reason := _compat().death(self._opened.llm)):
+            if self._opened is not None and not self._stopped and (reason := modules.compat().death(self._opened.llm)):
                 return str(reason)
             await asyncio.sleep(_DEATH_POLL_S)
 
@@ -227,35 +251,19 @@ class VllmEngine:
         if self._opening is None:
             return
         while not self._opening.done():  # its core is loading the model; without a core it gives up
-            _compat().kill_inner_processes()
+            modules.compat().kill_inner_processes()
             await asyncio.wait([self._opening], timeout=0.2)
         if self._opening.exception() is None:
-            await self._close(self._opening.result().llm)
+            opened = self._opening.result()
+            if opened.lookup is not None:
+                opened.lookup.close()
+            await self._close(opened.llm)
         self._opening = self._opened = None
         gc.collect()  # vLLM cleans up again when it is collected, and fails to when that is at the interpreter's very end
 
     async def _close(self, llm: Any) -> None:
-        _compat().give_up_requests(llm)
-        await asyncio.to_thread(_compat().close_engine, llm)
-
-
-def _import() -> None:
-    """Import vLLM, once; on a stack of its own, because some failed imports in it keep every frame below them alive.
-
-    Raises:
-        EngineStartError: it cannot be imported.
-    """
-    for name, value in {
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # never fork a process that has threads and sockets
-        "VLLM_USE_FLASHINFER_SAMPLER": "0",  # FlashInfer compiles its sampler at the first use
-    }.items():
-        os.environ.setdefault(name, value)
-    try:
-        _compat()
-        _tools()
-    except ImportError as error:
-        raise EngineStartError(f"vLLM cannot be imported: {_one_line(error)}") from error
+        modules.compat().give_up_requests(llm)
+        await asyncio.to_thread(modules.compat().close_engine, llm)
 
 
 def _where(model: str) -> str:
@@ -280,27 +288,3 @@ def _check(request: GenerateRequest, opened: _Opened) -> None:
     for token_id in (min(request.token_ids), max(request.token_ids), *request.sampling.stop_token_ids):
         if not 0 <= token_id < opened.vocabulary_size:
             raise InvalidRequestError(f"token id {token_id} is none of the model's {opened.vocabulary_size}")
-
-
-def _compat() -> ModuleType:
-    from components.engine import vllm_compat
-
-    return vllm_compat
-
-
-def _kv() -> ModuleType:
-    from components.engine import vllm_kv
-
-    return vllm_kv
-
-
-def _tools() -> ModuleType:
-    from components.engine import vllm_tools
-
-    return vllm_tools
-
-
-def _one_line(error: BaseException) -> str:
-    """Return up to 300 characters of an error's text. vLLM sees token ids, never a prompt's text, so none is in it."""
-    text = str(error.args[0]) if error.args else str(error)
-    return " ".join((text or type(error).__name__).split())[:300]

@@ -6,7 +6,7 @@ Knows what workers tell about themselves, and what this process has given them s
 import math
 from dataclasses import dataclass
 
-from components.wire.messages import ProcessState, ProcessStatus, WorkerStatus
+from components.wire.messages import ProcessState, ProcessStatus, WorkerRole, WorkerStatus
 
 _LAST_WORDS = frozenset({ProcessState.STOPPED, ProcessState.FAILED})
 _GONE = frozenset({ProcessState.STARTING, ProcessState.STOPPED, ProcessState.FAILED})
@@ -68,8 +68,10 @@ class Fleet:
         self._hear_process(status, now_s)
         ended = known is not None and status.state in _GONE
         gone = [self._workers.pop(status.name)] if restarted or ended else []
-        if status.worker is not None and status.worker.model == self._model and status.state not in _GONE:
-            self._hear_worker(status, status.worker, now_s)
+        offer = status.worker
+        ours = offer is not None and offer.model == self._model and offer.role is WorkerRole.DECODE
+        if offer is not None and ours and status.state not in _GONE:
+            self._hear_worker(status, offer, now_s)
         return gone
 
     def _hear_process(self, status: ProcessStatus, now_s: float) -> None:

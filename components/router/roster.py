@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from components.wire.messages import ProcessState, ProcessStatus, WorkerStatus
+from components.wire.messages import ProcessState, ProcessStatus, WorkerRole, WorkerStatus
 
 SILENT_S = 3.0
 """A process not heard of for so long is gone."""
@@ -65,8 +65,9 @@ class Roster:
         if status.state in _GONE:
             self._peers.pop(status.name, None)
             return self._drop(status.name)
-        if status.worker is not None and status.worker.model == self._model:
-            self.workers[status.name] = Present(status.incarnation, status.state, status.worker, now_s)
+        offer = status.worker
+        if offer is not None and offer.model == self._model and offer.role is WorkerRole.DECODE:
+            self.workers[status.name] = Present(status.incarnation, status.state, offer, now_s)
             (self.draining.add if status.state is ProcessState.DRAINING else self.draining.discard)(status.name)
         return False
 

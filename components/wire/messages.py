@@ -238,6 +238,13 @@ class WorkerLoad(Message, frozen=True):
     output_tokens: int = 0
 
 
+class WorkerRole(StrEnum):
+    """What a worker takes: requests, or prefill jobs."""
+
+    DECODE = "decode"
+    PREFILL = "prefill"
+
+
 class WorkerStatus(Message, frozen=True):
     """What a ready worker offers.
 
@@ -248,6 +255,8 @@ class WorkerStatus(Message, frozen=True):
         kv_blocks: KV blocks the engine holds in all.
         load: now.
         tool_parser: whether it can parse tool calls (`tool_choice: auto`).
+        role: what it takes.
+        store: the name of the LMCache server it shares KV through; empty without one.
     """
 
     model: str
@@ -256,6 +265,8 @@ class WorkerStatus(Message, frozen=True):
     kv_blocks: int
     load: WorkerLoad = WorkerLoad()
     tool_parser: bool = False
+    role: WorkerRole = WorkerRole.DECODE
+    store: str = ""
 
 
 class ProcessStatus(Message, frozen=True):

@@ -89,3 +89,15 @@ class Subjects:
     def tokenize(self) -> str:
         """`TokenizeQuery` to any processor; answered by `Tokenized` or `ErrorReply`."""
         return f"{self._prefix}.tokenize"
+
+    def prefill_progress(self, worker: str) -> str:
+        """`PrefillProgress` from any prefill worker to one decode worker."""
+        return f"{self._prefix}.prefill_progress.{token(worker)}"
+
+    def prefill_cancel(self) -> str:
+        """`PrefillCancel` to every prefill worker."""
+        return f"{self._prefix}.prefill_cancel"
+
+    def disagg(self) -> str:
+        """`DisaggChange` to every decode worker; each answers with its `DisaggRules`."""
+        return f"{self._prefix}.disagg"

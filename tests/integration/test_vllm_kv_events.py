@@ -11,12 +11,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from components.bus.client import Bus
-from components.decode.kv_publisher import KvPublisher
 from components.engine.protocol import EngineInfo, EngineStartError
 from components.engine.vllm import VllmEngine
 from components.graph import schema
 from components.wire.block_hash import block_hashes, root_hash
 from components.wire.subjects import Subjects
+from components.worker.kv_publisher import KvPublisher
 from tests.support.engine_contract import Answer, ask, make_request
 from tests.support.kv_receiver import KvReceiver, blocks
 from tests.support.nats import nats_server

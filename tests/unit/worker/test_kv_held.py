@@ -3,9 +3,9 @@
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
-from components.decode.kv_held import HeldBlocks, portions
 from components.wire.kv import KvChange, KvCleared, KvRemoved, KvStored, Tier
 from components.wire.messages import encode
+from components.worker.kv_held import HeldBlocks, portions
 
 TIERS = st.sampled_from([Tier.DEVICE, Tier.SHARED])
 RUN = st.tuples(st.integers(0, 20), st.integers(1, 12))  # in this world block n + 1 follows block n

@@ -11,11 +11,11 @@ from collections.abc import AsyncIterator
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from components.bus.client import Bus, BusError
-from components.decode.kv_held import HeldBlocks, portions
 from components.engine.protocol import KvUpdate
 from components.wire.kv import KvBatch, KvChange, KvCleared, KvRemoved, KvStored, SnapshotChunk, SnapshotRequest
 from components.wire.messages import Message
 from components.wire.subjects import Subjects
+from components.worker.kv_held import HeldBlocks, portions
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,123 @@
+"""Where a prompt is prefilled: here, or by a prefill worker. Pure: what is known goes in, the decision and its reason come out.
+
+A prompt goes elsewhere when enough of it is cached nowhere near, the queue is short, and it pays. Here, computing it takes
+prefill time from this request and from every stream that runs here; elsewhere, the request waits for the queue and then for
+its KV to be loaded. Speeds are this worker's own measurements.
+"""
+
+from enum import StrEnum
+
+import msgspec
+
+from components.graph.schema import Disagg
+
+_MEMORY = 0.2
+"""Weight of a new measurement against all before it."""
+
+
+class Reason(StrEnum):
+    """Why a prompt is prefilled where it is."""
+
+    PAYS = "pays"
+    OFF = "off"
+    SHORT = "short"
+    NO_PREFILL_WORKER = "no_prefill_worker"
+    QUEUE_UNKNOWN = "queue_unknown"
+    QUEUE_DEEP = "queue_deep"
+    QUEUE_OLD = "queue_old"
+    DEAR = "dear"
+
+
+class Speeds(msgspec.Struct):
+    """What was measured, as running means; the first values are those of an 8B model on an H200 (docs/log.md).
+
+    Attributes:
+        prefill_s_per_token: computing.
+        load_s_per_token: loading KV from LMCache.
+        job_tokens: of a prefill job.
+        overhead_s: of a remote prefill, beyond computing and loading: queue, lookups, messages.
+    """
+
+    prefill_s_per_token: float = 28e-6
+    load_s_per_token: float = 4e-6
+    job_tokens: float = 4096.0
+    overhead_s: float = 0.01
+
+    def measured(self, name: str, value: float) -> None:
+        """Take in a measurement of the attribute `name`."""
+        setattr(self, name, (1 - _MEMORY) * getattr(self, name) + _MEMORY * value)
+
+
+class Situation(msgspec.Struct, frozen=True):
+    """What is known when a request comes.
+
+    Attributes:
+        prompt_tokens: its length.
+        near_tokens: leading tokens whose KV this engine holds, or can load from LMCache.
+        prefill_workers: those that are ready.
+        queue_depth: jobs that nobody has taken; None when the queue cannot be seen.
+        queue_age_s: age of the oldest job.
+        running_requests: streams this engine computes.
+        waiting_requests: requests that wait for this engine.
+    """
+
+    prompt_tokens: int
+    near_tokens: int
+    prefill_workers: int
+    queue_depth: int | None
+    queue_age_s: float
+    running_requests: int
+    waiting_requests: int
+
+    @property
+    def uncached_tokens(self) -> int:
+        """What somebody has to compute."""
+        return max(self.prompt_tokens - self.near_tokens, 0)
+
+
+class Placement(msgspec.Struct, frozen=True):
+    """The decision.
+
+    Attributes:
+        remote: a prefill worker shall compute the prompt.
+        reason: why.
+        local_s: predicted cost of computing here.
+        remote_s: predicted cost of leaving it to others.
+    """
+
+    remote: bool
+    reason: Reason
+    local_s: float = 0.0
+    remote_s: float = 0.0
+
+
+def place(now: Situation, rules: Disagg, speeds: Speeds) -> Placement:
+    """Return where the prompt is to be prefilled."""
+    if not rules.enabled:
+        return Placement(remote=False, reason=Reason.OFF)
+    if now.uncached_tokens <= rules.max_local_prefill_tokens:
+        return Placement(remote=False, reason=Reason.SHORT)
+    if now.prefill_workers == 0:
+        return Placement(remote=False, reason=Reason.NO_PREFILL_WORKER)
+    if now.queue_depth is None:
+        return Placement(remote=False, reason=Reason.QUEUE_UNKNOWN)
+    if now.queue_depth >= rules.max_queue_depth:
+        return Placement(remote=False, reason=Reason.QUEUE_DEEP)
+    if now.queue_depth and now.queue_age_s > rules.max_queue_age_s:
+        return Placement(remote=False, reason=Reason.QUEUE_OLD)
+    local_s, remote_s = _local_s(now, speeds), _remote_s(now, now.queue_depth, speeds)
+    pays = rules.always or remote_s <= local_s
+    return Placement(pays, Reason.PAYS if pays else Reason.DEAR, local_s, remote_s)
+
+
+def _local_s(now: Situation, speeds: Speeds) -> float:
+    """Return what computing here costs: this request waits, and so does every stream here; there is room for one at least."""
+    prefill_s = now.uncached_tokens * speeds.prefill_s_per_token
+    return prefill_s * (1 + max(now.running_requests, 1)) + now.waiting_requests * speeds.job_tokens * speeds.prefill_s_per_token
+
+
+def _remote_s(now: Situation, queue_depth: int, speeds: Speeds) -> float:
+    """Return what leaving it to others costs: jobs before it, computing, loading, and the way there and back."""
+    ahead_s = queue_depth * speeds.job_tokens * speeds.prefill_s_per_token / now.prefill_workers
+    own_s = now.uncached_tokens * (speeds.prefill_s_per_token + speeds.load_s_per_token)
+    return ahead_s + own_s + speeds.overhead_s

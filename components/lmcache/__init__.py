@@ -1,0 +1,1 @@
+"""The LMCache server as a process of the graph: one a host, shared by that host's engines."""

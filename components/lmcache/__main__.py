@@ -1,0 +1,42 @@
+"""An LMCache process: starts the server, tells that it lives, shows its metrics, and ends when it is dead or silent.
+
+Whoever started this process starts it again; engines compute what they cannot load meanwhile.
+"""
+
+import sys
+
+from components.bus.process import FatalError, Process, run, unless
+from components.engine.make import make_cache_server
+from components.engine.protocol import EngineStartError
+from components.wire.messages import ProcessState
+
+
+async def serve(process: Process) -> None:
+    """Run one LMCache server until the process is told to stop.
+
+    Raises:
+        FatalError: it cannot start, died, or fell silent.
+    """
+    member = process.member
+    try:
+        server = make_cache_server(process.graph, member.name)
+    except EngineStartError as error:
+        raise FatalError(str(error)) from error
+    try:
+        starting = server.start(lambda detail: member.become(ProcessState.STARTING, detail))
+        version = await unless(member.stopping, starting)
+        if version is None:
+            return
+        member.expose(server.metrics)
+        member.become(ProcessState.READY, version)
+        reason = await unless(member.stopping, server.failed())
+        if reason is not None:
+            raise FatalError(reason)
+    except* EngineStartError as group:
+        raise FatalError(str(group.exceptions[0])) from group
+    finally:
+        await server.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(run("lmcache", serve))
