@@ -105,6 +105,11 @@ class Bus:
                 return
 
     @property
+    def client(self) -> Client:
+        """The connection itself, for this package only."""
+        return self._client
+
+    @property
     def connected(self) -> bool:
         """Whether the server is reachable at this moment."""
         return self._client.is_connected
@@ -135,7 +140,7 @@ class Bus:
             TooLongError: the message is longer than the server takes.
             BusError: the connection is closed, or its buffer is full.
         """
-        data = self._encode(message)
+        data = self.encode(message)
         try:
             await self._client.publish(subject, data)
         except NatsError as error:
@@ -152,7 +157,7 @@ class Bus:
             BusError: the answer is none, or the connection is closed.
         """
         try:
-            data = self._encode(message)
+            data = self.encode(message)
         except TooLongError as error:
             raise InvalidRequestError(f"the request is too long: {error}") from None
         try:
@@ -183,7 +188,7 @@ class Bus:
         replies: list[M] = []
         subscription = await self._client.subscribe(inbox)
         try:
-            await self._client.publish(subject, self._encode(message), reply=inbox)
+            await self._client.publish(subject, self.encode(message), reply=inbox)
             async with asyncio.timeout(wait_s):
                 while len(replies) < expected:
                     reply = await subscription.next_msg(timeout=wait_s)
@@ -232,7 +237,12 @@ class Bus:
                 log.debug("closing without a flush")
         await self._client.close()
 
-    def _encode(self, message: Message) -> bytes:
+    def encode(self, message: Message) -> bytes:
+        """Return the bytes of `message`.
+
+        Raises:
+            TooLongError: the message is longer than the server takes.
+        """
         data = encode(message)
         if len(data) > self.max_payload_bytes:
             raise TooLongError(f"{len(data)} bytes on the wire, of which the NATS server takes {self.max_payload_bytes}")

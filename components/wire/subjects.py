@@ -20,6 +20,11 @@ def token(name: str) -> str:
     return quote(name, safe="-_").replace(".", "%2E").replace("~", "%7E").replace("%", "=")
 
 
+def stream_name(subject: str) -> str:
+    """Return the name of the JetStream stream that keeps the messages on `subject`, which ends in ``*``."""
+    return subject.removesuffix(".*").replace(".", "_")
+
+
 class Subjects:
     """The subjects of one graph."""
 
@@ -101,3 +106,19 @@ class Subjects:
     def disagg(self) -> str:
         """`DisaggChange` to every decode worker; each answers with its `DisaggRules`."""
         return f"{self._prefix}.disagg"
+
+    def queue(self, name: str, lane: str) -> str:
+        """Jobs of one lane of a work queue; a JetStream stream keeps them until they are done."""
+        return f"{self._prefix}.queue.{token(name)}.{token(lane)}"
+
+    def every_lane(self, name: str) -> str:
+        """Jobs of every lane of a work queue."""
+        return f"{self._prefix}.queue.{token(name)}.*"
+
+    def dead_letter(self, name: str, job_id: str) -> str:
+        """`DeadLetter` of one job of a work queue; a JetStream stream keeps the last one of each job."""
+        return f"{self._prefix}.dead.{token(name)}.{token(job_id)}"
+
+    def every_dead_letter(self, name: str) -> str:
+        """`DeadLetter` of every job of a work queue."""
+        return f"{self._prefix}.dead.{token(name)}.*"

@@ -1,4 +1,4 @@
-"""A private NATS server for one test, on a free port."""
+"""A private NATS server for one test, on a free port; one that can be killed and started again at the same place."""
 
 import asyncio
 import os
@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Self
 
 from components.bus.server import NatsServerPlan
 from components.graph.schema import Nats
@@ -38,3 +39,38 @@ async def nats_server(folder: Path, max_payload_bytes: int | None = None) -> Asy
             del os.environ["PENSTOCK_NATS_TOKEN"]
         else:
             os.environ["PENSTOCK_NATS_TOKEN"] = before
+
+
+class RestartableNats:
+    """A server that a test kills and starts again; what JetStream stored survives."""
+
+    def __init__(self, folder: Path) -> None:
+        self._plan = NatsServerPlan(folder, name="test")
+        self._folder = folder
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def __aenter__(self) -> Self:
+        self._before = os.environ.get("PENSTOCK_NATS_TOKEN")
+        os.environ.update(self._plan.environment)
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.kill()
+        if self._before is None:
+            del os.environ["PENSTOCK_NATS_TOKEN"]
+        else:
+            os.environ["PENSTOCK_NATS_TOKEN"] = self._before
+
+    async def start(self) -> None:
+        """Start it; the port stays the same from the first time on."""
+        self._plan.write()
+        with (self._folder / "log").open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(*self._plan.argv, stdout=log, stderr=log)
+        self.settings = await self._plan.settings(self._process.pid)
+
+    async def kill(self) -> None:
+        """End it without a word (SIGKILL)."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()

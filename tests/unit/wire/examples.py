@@ -26,6 +26,7 @@ from components.wire.messages import (
     WorkerLoad,
     WorkerStatus,
 )
+from components.wire.queueing import DeadLetter
 from components.wire.routing import (
     RouteCandidate,
     RouteEvent,
@@ -86,6 +87,7 @@ EXAMPLES: dict[str, Message | ErrorReply] = {
     "Accepted": Accepted("decode-0"),
     "Cancel": Cancel(["r-0-0", "r-1-0"]),
     "Control": Control(ControlVerb.DRAIN),
+    "DeadLetter": DeadLetter("job-1", "all", "taken 5 times and never finished", 6, 1790000000.5, 1790000100.5, b"\x80"),
     "ErrorReply": _ERROR,
     "GenerateRequest": GenerateRequest(
         "r-0-0", "processor-0", "demo", [1, 2, 300, 70000], _SAMPLING, 1790000000.5, "salt", 2, _TOOLS

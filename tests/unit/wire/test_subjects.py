@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.wire.subjects import Subjects, token
+from components.wire.subjects import Subjects, stream_name, token
 
 
 @given(st.text(min_size=1))
@@ -35,3 +35,10 @@ def test_graphs_do_not_overlap() -> None:
     one, other = Subjects("a"), Subjects("a.generate")
     assert one.generate("w") != other.generate("w")
     assert other.generate("w").split(".")[1] == "a=2Egenerate"
+
+
+def test_streams_have_names_nats_takes() -> None:
+    """A stream's name has none of the characters the server refuses, and tells graphs and queues apart."""
+    queue, dead = Subjects("a.b").every_lane("jobs"), Subjects("a.b").every_dead_letter("jobs")
+    assert (stream_name(queue), stream_name(dead)) == ("penstock_a=2Eb_queue_jobs", "penstock_a=2Eb_dead_jobs")
+    assert Subjects("g").queue("jobs", "x.y").rpartition(".")[0] == Subjects("g").every_lane("jobs").removesuffix(".*")
