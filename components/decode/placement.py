@@ -1,4 +1,4 @@
-"""Where a prompt is prefilled: here, or by a prefill worker. Pure: what is known goes in, the decision and its reason come out.
+"""Where a prompt is prefilled: here, or by a prefill worker. Pure: what is known goes in, a decision with its reason comes out.
 
 A prompt goes elsewhere when enough of it is cached nowhere near, the queue is short, and it pays. Here, computing it takes
 prefill time from this request and from every stream that runs here; elsewhere, the request waits for the queue and then for
@@ -111,9 +111,12 @@ def place(now: Situation, rules: Disagg, speeds: Speeds) -> Placement:
 
 
 def _local_s(now: Situation, speeds: Speeds) -> float:
-    """Return what computing here costs: this request waits, and so does every stream here; there is room for one at least."""
+    """Return what computing here costs: this request waits, and so does every stream here, or the next one to come."""
     prefill_s = now.uncached_tokens * speeds.prefill_s_per_token
-    return prefill_s * (1 + max(now.running_requests, 1)) + now.waiting_requests * speeds.job_tokens * speeds.prefill_s_per_token
+    return (
+        prefill_s * (1 + max(now.running_requests, 1))
+        + now.waiting_requests * speeds.job_tokens * speeds.prefill_s_per_token
+    )
 
 
 def _remote_s(now: Situation, queue_depth: int, speeds: Speeds) -> float:

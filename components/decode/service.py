@@ -8,10 +8,12 @@ import logging
 import time
 from collections import OrderedDict
 
+from msgspec.structs import replace
 from prometheus_client import CollectorRegistry, Counter
 
 from components.bus.client import Bus
 from components.decode.outbox import Outbox
+from components.decode.remote_prefill import RemotePrefill
 from components.engine.protocol import Engine, EngineInfo, EngineOutput
 from components.telemetry.logs import trail
 from components.wire.errors import (
@@ -36,14 +38,36 @@ class DecodeService:
     """One worker's requests."""
 
     def __init__(
-        self, name: str, model: str, engine: Engine, info: EngineInfo, outbox: Outbox, tasks: asyncio.TaskGroup
+        self,
+        name: str,
+        model: str,
+        engine: Engine,
+        info: EngineInfo,
+        outbox: Outbox,
+        tasks: asyncio.TaskGroup,
+        remote: RemotePrefill | None = None,
+        store: str = "",
     ) -> None:
+        """Prepare, without listening yet.
+
+        Args:
+            name: the worker's.
+            model: the served model's name.
+            engine: started.
+            info: what it is.
+            outbox: takes the tokens.
+            tasks: owns the requests.
+            remote: leaves long prompts to prefill workers, where there are some.
+            store: the LMCache server the engine shares KV through; empty without one.
+        """
         self._name = name
         self._model = model
         self._engine = engine
         self._info = info
         self._outbox = outbox
         self._tasks = tasks
+        self._remote = remote
+        self._store = store
         self._running: dict[str, asyncio.Task[None]] = {}
         self._cancelled_early: OrderedDict[str, None] = OrderedDict()
         self._draining = False
@@ -62,14 +86,18 @@ class DecodeService:
         await bus.flush()
 
     def status(self) -> WorkerStatus:
-        """Return what this worker offers and how busy it is."""
+        """Return what this worker offers and how busy it is; who waits for a remote prefill waits here too."""
+        load = self._engine.load()
+        if self._remote is not None:
+            load = replace(load, waiting_requests=load.waiting_requests + self._remote.waiting_requests)
         return WorkerStatus(
             model=self._model,
             max_model_len=self._info.max_model_len,
             block_size=self._info.block_size,
             kv_blocks=self._info.kv_blocks,
-            load=self._engine.load(),
+            load=load,
             tool_parser=self._info.tool_parser,
+            store=self._store,
         )
 
     async def accept(self, request: GenerateRequest) -> Accepted:
@@ -120,6 +148,8 @@ class DecodeService:
         offset = 0
         try:
             async with asyncio.timeout(request.deadline_unix_s - time.time()):
+                if self._remote is not None:
+                    await self._remote.prepare(request)
                 async for output in self._engine.generate(request):
                     self._outbox.add(request.processor, _delta(request.request_id, offset, output))
                     offset += len(output.token_ids)

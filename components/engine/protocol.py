@@ -101,7 +101,7 @@ class Engine(Protocol):
         ...
 
     async def shared_tokens(self, request: GenerateRequest) -> int:
-        """Return how many leading tokens of a prompt any engine beside this one can load from the shared cache (LMCache) now.
+        """Return how many leading tokens of a prompt any engine of this host can load from the shared cache (LMCache) now.
 
         A multiple of the cache's chunk; 0 without a shared cache, and when it does not answer in time.
         """

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from components.graph.schema import Graph, Nats, SimEngine, VllmEngine
+from components.graph.schema import Graph, LMCache, Nats, Settings, SimEngine, VllmEngine
 
 MAX_REPLICAS = 4096  # of one component; more are a slip of the finger
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -24,15 +24,62 @@ def mistakes(graph: Graph) -> Iterator[str]:
         yield "served_model_name: must not be empty; leave it out to use the model's name"
     yield from _replicas(graph)
     yield from _nats(graph.nats)
-    decode = graph.components.decode
-    if decode is None:
+    yield from _disaggregation(graph)
+    for component, settings in (("decode", graph.components.decode), ("prefill", graph.components.prefill)):
+        if settings is None or settings.engine is None:
+            continue
+        path = f"components.{component}"
+        if isinstance(settings.engine, SimEngine):
+            if settings.gpus is not None:
+                yield f"{path}.gpus: is for vLLM; the sim engine uses none"
+            yield from _sim(settings.engine, graph.kv.block_size, f"{path}.engine")
+        else:
+            yield from _vllm(settings.engine, f"{path}.engine")
+
+
+def _disaggregation(graph: Graph) -> Iterator[str]:
+    lmcache, prefill, decode = graph.lmcache, graph.components.prefill, graph.components.decode
+    if lmcache is not None:
+        yield from _lmcache(lmcache, graph.kv.block_size)
+    if decode is not None:
+        yield from _at_least(decode.disagg, "components.decode.disagg", max_local_prefill_tokens=0, max_queue_depth=1)
+        yield from _more_than_0(decode.disagg, "components.decode.disagg", "max_queue_age_s", "max_wait_s")
+    if prefill is None:
         return
-    if isinstance(decode.engine, SimEngine):
-        if decode.gpus is not None:
-            yield "components.decode.gpus: is for vLLM; the sim engine uses none"
-        yield from _sim(decode.engine, graph.kv.block_size)
-    else:
-        yield from _vllm(decode.engine)
+    if lmcache is None:
+        yield "lmcache: is missing; prefill workers hand KV to decode workers through it (`lmcache: {}`)"
+    kinds = {type(settings.engine) for settings in (decode, prefill) if settings is not None and settings.engine is not None}
+    if len(kinds) > 1:
+        yield "components.prefill.engine.kind: must be that of the decode workers, or they cannot share KV"
+    path = "components.prefill"
+    yield from _at_least(prefill, path, max_batched_tokens=1, max_deliveries=1, max_queue_jobs=1)
+    yield from _more_than_0(prefill, path, "ack_wait_s", "drain_timeout_s")
+
+
+def _lmcache(lmcache: LMCache, block_size: int) -> Iterator[str]:
+    if lmcache.chunk_tokens < 1 or lmcache.chunk_tokens % block_size:
+        yield f"lmcache.chunk_tokens: must be a multiple of kv.block_size {block_size}, not {lmcache.chunk_tokens}"
+    for name in ("port", "http_port"):
+        if not 0 < getattr(lmcache, name) < 65536:
+            yield f"lmcache.{name}: must be 1 to 65535, not {getattr(lmcache, name)}"
+    if lmcache.port == lmcache.http_port:
+        yield f"lmcache.http_port: must differ from lmcache.port, {lmcache.port}"
+    yield from _more_than_0(lmcache, "lmcache", "l1_gb", "timeout_s")
+    for index, adapter in enumerate(lmcache.l2):
+        if not isinstance(adapter.get("type"), str):
+            yield f"lmcache.l2[{index}]: needs a `type`, such as fs or resp"
+
+
+def _at_least(settings: Settings, path: str, **least: int) -> Iterator[str]:
+    for name, value in least.items():
+        if getattr(settings, name) < value:
+            yield f"{path}.{name}: must be at least {value}, not {getattr(settings, name)}"
+
+
+def _more_than_0(settings: Settings, path: str, *names: str) -> Iterator[str]:
+    for name in names:
+        if getattr(settings, name) <= 0:
+            yield f"{path}.{name}: must be more than 0, not {getattr(settings, name)}"
 
 
 def _not_finite(value: object, path: str = "") -> Iterator[tuple[str, float]]:
@@ -71,8 +118,7 @@ def _is_nats_url(url: str) -> bool:
         return False
 
 
-def _sim(engine: SimEngine, block_size: int) -> Iterator[str]:
-    path = "components.decode.engine"
+def _sim(engine: SimEngine, block_size: int, path: str) -> Iterator[str]:
     if engine.speed <= 0:
         yield f"{path}.speed: must be more than 0, not {engine.speed}"
     for name in ("max_model_len", "kv_blocks", "max_running_requests", "max_batched_tokens"):
@@ -86,8 +132,7 @@ def _sim(engine: SimEngine, block_size: int) -> Iterator[str]:
         )
 
 
-def _vllm(engine: VllmEngine) -> Iterator[str]:
-    path = "components.decode.engine"
+def _vllm(engine: VllmEngine, path: str) -> Iterator[str]:
     longest = engine.args.get("max_model_len")
     if isinstance(longest, int) and longest < 1 and longest != -1:  # -1: vLLM takes what fits into memory
         yield f"{path}.max_model_len: must be at least 1, or -1 for what fits, not {longest}"

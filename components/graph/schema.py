@@ -99,9 +99,7 @@ class LMCache(Settings, frozen=True):
     chunk_tokens: int = 64  # unit of storing and loading, a multiple of kv.block_size; LMCache's own default is 256
     l1_gb: float = 2.0  # memory for KV, in GiB
     eviction_policy: Literal["LRU", "ARC", "IsolatedLRU", "noop"] = "LRU"  # what goes when it is full
-    l2: list[
-        dict[str, Any]
-    ] = []  # slower stores behind it, as LMCache's --l2-adapter takes them: [{type: fs, base_path: /kv}]
+    l2: list[dict[str, Any]] = []  # slower stores behind it, as `--l2-adapter` takes them: [{type: fs, base_path: /kv}]
     timeout_s: float = 5.0  # an engine that waits longer for it goes on without it
     args: dict[str, Any] = {}  # further options of `lmcache server`, such as {max-workers: 4}
 

@@ -20,9 +20,10 @@ from components.engine.sim_timing import TimingError, load_timing
 from components.engine.vllm_args import known_engine_args, mistaken_arg
 from components.graph.schema import Graph, SimEngine
 from components.launch.child import last_line
+from components.launch.devices import PlanError, engine_groups
 from components.launch.guard import sweep
 from components.launch.machine import look
-from components.launch.plan import Plan, PlanError, make_plan, wanted_ports
+from components.launch.plan import Plan, make_plan, wanted_ports
 from components.launch.state import GraphPhase, GraphRunningError, GraphState, StateFolder
 from components.launch.supervisor import Supervisor
 from components.model.folder import ModelError, model_folder
@@ -53,7 +54,7 @@ def prepare(graph: Graph) -> Plan:
     Raises:
         LaunchError: something is wrong.
     """
-    _check_engine(graph)
+    _check_engines(graph)
     _refuse_running(StateFolder(graph.part))  # before its own ports are found taken
     try:
         if graph.nats == "embedded":
@@ -65,20 +66,18 @@ def prepare(graph: Graph) -> Plan:
     return plan
 
 
-def _check_engine(graph: Graph) -> None:
-    decode = graph.components.decode
-    if decode is None or decode.replicas == 0:
-        return
-    if isinstance(decode.engine, SimEngine):
-        try:
-            load_timing(decode.engine.timing)
-        except TimingError as error:
-            raise LaunchError(f"components.decode.engine.{error}") from error
-        return
-    if known_engine_args() is None:
-        raise LaunchError("components.decode.engine: vLLM is not installed; pip install 'penstock[cpu]' or 'penstock[gpu]'")
-    if mistake := mistaken_arg(decode.engine.args):
-        raise LaunchError(f"components.decode.engine.{mistake}")
+def _check_engines(graph: Graph) -> None:
+    for group in engine_groups(graph):
+        path, engine = f"{group.path}.engine", group.engine
+        if isinstance(engine, SimEngine):
+            try:
+                load_timing(engine.timing)
+            except TimingError as error:
+                raise LaunchError(f"{path}.{error}") from error
+        elif known_engine_args() is None:
+            raise LaunchError(f"{path}: vLLM is not installed; pip install 'penstock[cpu]' or 'penstock[gpu]'")
+        elif mistake := mistaken_arg(engine.args):
+            raise LaunchError(f"{path}.{mistake}")
 
 
 def run_here(plan: Plan, show: Show) -> GraphState:

@@ -10,7 +10,8 @@ import subprocess
 import psutil
 
 from components.graph.keys import ApiKeys
-from components.launch.plan import Listener, Machine, PlanError
+from components.launch.devices import Machine, PlanError
+from components.launch.plan import Listener
 from components.launch.state import graph_process
 
 

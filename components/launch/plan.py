@@ -10,31 +10,8 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from components.graph.keys import ENVIRONMENT
-from components.graph.schema import DecodeSettings, Graph, VllmEngine
-
-
-class PlanError(Exception):
-    """This machine cannot run this graph; the text is one line with the path of the setting at fault."""
-
-
-class Machine(msgspec.Struct, frozen=True):
-    """What a plan needs to know about this machine.
-
-    Attributes:
-        gpus: visible GPUs, as CUDA_VISIBLE_DEVICES names them.
-        cpus: CPU cores this process may use.
-        vllm_on_cpu: the installed vLLM computes on the CPU, whatever GPUs there are.
-        port_holders: taken ports → who holds them, for a person.
-        variables: names of the environment variables that are set; a plan overrules none of them.
-        api_keys: whether clients will need an API key.
-    """
-
-    gpus: tuple[str, ...] = ()
-    cpus: tuple[int, ...] = ()
-    vllm_on_cpu: bool = False
-    port_holders: Mapping[int, str] = {}
-    variables: frozenset[str] = frozenset()
-    api_keys: bool = False
+from components.graph.schema import Graph, VllmEngine
+from components.launch.devices import Machine, PlanError, assign, engine_groups
 
 
 class ProcessSpec(msgspec.Struct, frozen=True):
@@ -42,7 +19,7 @@ class ProcessSpec(msgspec.Struct, frozen=True):
 
     Attributes:
         name: unique in the graph, such as ``decode-0``.
-        component: ``nats``, ``processor``, ``router``, ``decode``.
+        component: ``nats``, ``processor``, ``router``, ``lmcache``, ``decode``, ``prefill``.
         module: run as ``python -m <module> --graph FILE --name <name>``; empty for nats-server.
         environment: variables for this process alone.
         warm: forked from a process that has vLLM imported already.
@@ -96,7 +73,7 @@ def make_plan(graph: Graph, machine: Machine) -> Plan:
     _check_router_host(graph, machine)
     _check_kv_and_keys(graph, machine)
     processes = [NATS] if graph.nats == "embedded" else []
-    processes += [*_processors(graph), *_routers(graph), *_decode_workers(graph, machine)]
+    processes += [*_processors(graph), *_routers(graph), *_lmcache(graph), *_workers(graph, machine)]
     return Plan(graph, tuple(processes))
 
 
@@ -107,11 +84,13 @@ def wanted_ports(graph: Graph) -> dict[int, Listener]:
         PlanError: two of them want the same.
     """
     ports = {port: Listener(spec.host, "http.port") for spec in _processors(graph) for port in spec.ports}
-    for spec in _routers(graph):
-        (port,) = spec.ports
+    wanted = [(spec, port, "router.http_port") for spec in _routers(graph) for port in spec.ports]
+    for spec in _lmcache(graph):
+        wanted += [(spec, port, f"lmcache.{name}") for port, name in zip(spec.ports, ("port", "http_port"), strict=False)]
+    for spec, port, setting in wanted:
         if port in ports:
-            raise PlanError(f"router.http_port: {spec.name} and the processors both want {port}")
-        ports[port] = Listener(spec.host, "router.http_port")
+            raise PlanError(f"{setting}: {port} is wanted twice, by {spec.name} and as {ports[port].setting}")
+        ports[port] = Listener(spec.host, setting)
     return ports
 
 
@@ -134,8 +113,7 @@ def _check_router_host(graph: Graph, machine: Machine) -> None:
 
 def _check_kv_and_keys(graph: Graph, machine: Machine) -> None:
     """Refuse what engines on this machine cannot have, and a wall between API keys where there are none."""
-    decode = graph.components.decode
-    vllm = decode is not None and decode.replicas > 0 and isinstance(decode.engine, VllmEngine)
+    vllm = any(isinstance(group.engine, VllmEngine) for group in engine_groups(graph))
     if vllm and machine.vllm_on_cpu and graph.kv.block_size % 32:
         raise PlanError(f"kv.block_size: vLLM on CPU takes multiples of 32, not {graph.kv.block_size}")
     processor = graph.components.processor
@@ -167,82 +145,32 @@ def _routers(graph: Graph) -> Iterator[ProcessSpec]:
         yield ProcessSpec(name, "router", "components.router", ports=ports, host=settings.http_host)
 
 
-def _decode_workers(graph: Graph, machine: Machine) -> Iterator[ProcessSpec]:
-    decode = graph.components.decode
-    if decode is None or decode.replicas == 0:
+def _lmcache(graph: Graph) -> Iterator[ProcessSpec]:
+    settings = graph.lmcache
+    groups = engine_groups(graph)
+    if settings is None or not groups:
         return
-    gpus = _assign_gpus(decode, machine, reuse=graph.supervision.reuse_gpus)
-    users = Counter(gpu for each in gpus for gpu in each)
-    for index in range(decode.replicas):
+    real = any(isinstance(group.engine, VllmEngine) for group in groups)
+    yield ProcessSpec(
+        graph.process_name("lmcache", 0),
+        "lmcache",
+        "components.lmcache",
+        warm=real and graph.supervision.warm_start,
+        ports=(settings.port, settings.http_port) if real else (),
+        host=settings.host,
+    )
+
+
+def _workers(graph: Graph, machine: Machine) -> Iterator[ProcessSpec]:
+    places = list(assign(engine_groups(graph), machine, reuse=graph.supervision.reuse_gpus))
+    users = Counter(gpu for _, _, place in places for gpu in place.gpus)
+    for group, index, place in places:
         yield ProcessSpec(
-            graph.process_name("decode", index),
-            "decode",
-            "components.decode",
-            environment=_device_environment(decode, index, gpus[index], machine),
-            warm=isinstance(decode.engine, VllmEngine) and graph.supervision.warm_start,
-            gpus=gpus[index],
-            shared_gpus=tuple(gpu for gpu in gpus[index] if users[gpu] > 1),
+            graph.process_name(group.component, index),
+            group.component,
+            f"components.{group.component}",
+            environment=place.environment,
+            warm=isinstance(group.engine, VllmEngine) and graph.supervision.warm_start,
+            gpus=place.gpus,
+            shared_gpus=tuple(gpu for gpu in place.gpus if users[gpu] > 1),
         )
-
-
-def _assign_gpus(decode: DecodeSettings, machine: Machine, *, reuse: bool) -> list[tuple[str, ...]]:
-    """Return each worker's GPUs: consecutive ones, and round again when they may be reused."""
-    if not isinstance(decode.engine, VllmEngine) or machine.vllm_on_cpu:
-        return [()] * decode.replicas
-    each = gpus_per_engine(decode.engine)
-    usable = _usable_gpus(decode, machine)
-    needed = decode.replicas * each
-    enough = len(usable) >= (each if reuse else needed)
-    if not enough:
-        raise PlanError(
-            f"components.decode.replicas: {decode.replicas} x {each} GPUs = {needed} needed, {len(usable)} usable"
-            f"{_hint(each, len(usable))}"
-        )
-    return [tuple(usable[(index * each + n) % len(usable)] for n in range(each)) for index in range(decode.replicas)]
-
-
-def gpus_per_engine(engine: VllmEngine) -> int:
-    """Return how many GPUs one engine takes: tensor times pipeline parallelism.
-
-    Raises:
-        PlanError: one of them is no positive whole number.
-    """
-    product = 1
-    for name in ("tensor_parallel_size", "pipeline_parallel_size"):
-        size = engine.args.get(name, 1)
-        if not isinstance(size, int) or size < 1:
-            raise PlanError(f"components.decode.engine.{name}: must be a whole number of at least 1, not {size!r}")
-        product *= size
-    return product
-
-
-def _usable_gpus(decode: DecodeSettings, machine: Machine) -> tuple[str, ...]:
-    if decode.gpus is None:
-        return machine.gpus
-    wanted = tuple(str(gpu) for gpu in decode.gpus)
-    for gpu in wanted:
-        if gpu not in machine.gpus:
-            visible = ", ".join(machine.gpus) or "none"
-            raise PlanError(f"components.decode.gpus: GPU {gpu} is not visible; visible: {visible}")
-    return wanted
-
-
-def _hint(each: int, usable: int) -> str:
-    if usable >= each:
-        return f"; {usable // each} replicas fit, or share GPUs with --set supervision.reuse_gpus=true"
-    return "" if usable else " (does `nvidia-smi` list them?)"
-
-
-def _device_environment(decode: DecodeSettings, index: int, gpus: tuple[str, ...], machine: Machine) -> dict[str, str]:
-    """Return the variables that keep worker `index` to its GPUs, or several CPU workers off each other's cores."""
-    if gpus:
-        return {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
-    engine = decode.engine
-    cores_each = len(machine.cpus) // decode.replicas
-    alone = decode.replicas == 1 or cores_each == 0
-    chosen_by_user = "VLLM_CPU_OMP_THREADS_BIND" in machine.variables
-    if not isinstance(engine, VllmEngine) or alone or chosen_by_user or gpus_per_engine(engine) > 1:
-        return {}
-    # Left to itself, every vLLM on a machine binds its threads to the same cores.
-    cores = machine.cpus[index * cores_each : (index + 1) * cores_each]
-    return {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores))}

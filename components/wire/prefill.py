@@ -1,4 +1,4 @@
-"""What decode workers ask of prefill workers, and hear back; and how the rules of remote prefill are changed while a graph runs."""
+"""What decode workers ask of prefill workers, and hear back; and how the rules of remote prefill are changed."""
 
 from enum import StrEnum
 from typing import Any

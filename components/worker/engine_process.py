@@ -10,7 +10,6 @@ from components.wire.messages import ProcessState, WorkerStatus
 from components.worker.kv_publisher import KvPublisher
 
 
-
 class Service(Protocol):
     """What such a process does with its engine."""
 

@@ -1,6 +1,6 @@
 """What a worker has told of its KV blocks, to be told again to whoever missed it; and long lists cut into messages. Pure."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from components.wire.kv import KvChange, KvCleared, KvRemoved, KvStored, Tier
 
@@ -27,6 +27,11 @@ class HeldBlocks:
                 held.pop(block, None)
         elif isinstance(change, KvCleared):
             self._tiers.clear()
+
+    def leading(self, blocks: Sequence[int]) -> int:
+        """Return how many of a prompt's `blocks`, from the first on, lie in the engine's own cache."""
+        held = self._tiers.get(Tier.DEVICE, {})
+        return next((index for index, block in enumerate(blocks) if block not in held), len(blocks))
 
     def runs(self) -> Iterator[KvStored]:
         """Return what is held at this moment, as long runs; later changes do not show in it."""

@@ -29,14 +29,18 @@ _FRAME_BYTES = 1024
 
 
 class KvPublisher:
-    """One worker's KV events."""
+    """One worker's KV events.
+
+    Attributes:
+        held: what the engine holds, as told.
+    """
 
     def __init__(self, bus: Bus, subjects: Subjects, worker: str, incarnation: str, registry: CollectorRegistry) -> None:
         self._bus = bus
         self._subjects = subjects
         self._worker = worker
         self._incarnation = incarnation
-        self._held = HeldBlocks()
+        self.held = HeldBlocks()
         self._seq = 0
         self._complete = True
         self._metrics = _Metrics(registry)
@@ -56,8 +60,8 @@ class KvPublisher:
             for changes in portions(update.changes, self._at_most(MAX_BATCH_BLOCKS)):
                 self._seq += 1
                 for change in changes:
-                    self._held.apply(change)
-                self._metrics.held_blocks.set(len(self._held))
+                    self.held.apply(change)
+                self._metrics.held_blocks.set(len(self.held))
                 await self._send(changes)
 
     async def keep_alive(self) -> None:
@@ -73,7 +77,7 @@ class KvPublisher:
     async def answer(self, request: SnapshotRequest) -> None:
         """Send all that is held now, as of the last number; batches with later numbers may overtake the chunks."""
         seq, complete = self._seq, self._complete
-        chunks = portions(self._held.runs(), self._at_most(MAX_CHUNK_BLOCKS))
+        chunks = portions(self.held.runs(), self._at_most(MAX_CHUNK_BLOCKS))
         chunk, index = next(chunks, []), 0
         while True:
             following = next(chunks, None)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from components.launch.devices import PlanError
 from components.launch.machine import port_holder, visible_gpus
-from components.launch.plan import PlanError
 
 
 @pytest.fixture

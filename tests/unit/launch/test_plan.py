@@ -10,7 +10,8 @@ from msgspec.structs import replace
 from components.graph.check import MAX_REPLICAS
 from components.graph.load import graph_from_raw
 from components.graph.schema import Graph
-from components.launch.plan import NATS, Machine, PlanError, make_plan, wanted_ports
+from components.launch.devices import Machine, PlanError
+from components.launch.plan import NATS, make_plan, wanted_ports
 
 CPU = Machine(cpus=(0, 1, 2, 3), vllm_on_cpu=True)
 

@@ -6,7 +6,8 @@ import shlex
 
 from rich.console import Console
 
-from components.launch.plan import Machine, make_plan
+from components.launch.devices import Machine
+from components.launch.plan import make_plan
 from components.launch.state import GraphPhase, GraphState, ProcessRecord
 from components.launch.views import Progress, graph_view, plan_table, processes_table, welcome
 from components.launch.watch import Phase
