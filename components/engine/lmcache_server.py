@@ -6,6 +6,7 @@ Where this process was started warm, so is the server. Source: LMCache's ``cli``
 import asyncio
 import contextlib
 import importlib.metadata
+import logging
 import multiprocessing
 import os
 import sys
@@ -126,6 +127,7 @@ def _run(settings: LMCache, name: str) -> None:
     from lmcache.v1.multiprocess.config import MPServerConfig
     from vllm.platforms import current_platform
 
+    logging.getLogger("uvicorn.access").addFilter(lambda _: False)  # we look once a second
     silence = hasattr(MPServerConfig, "kv_event_log_size")  # since 0.5.4 or later, not in 0.5.3
     arguments = server_arguments(settings, name, on_cpu=current_platform.is_cpu(), can_silence_events=silence)
     sys.argv = ["lmcache", *arguments]
