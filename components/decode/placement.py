@@ -1,4 +1,4 @@
-"""Where a prompt is prefilled: here, or by a prefill worker. Pure: what is known goes in, a decision with its reason comes out.
+"""Where a prompt is prefilled: here, or by a prefill worker. Pure: what is known goes in, a reasoned decision comes out.
 
 A prompt goes elsewhere when enough of it is cached nowhere near, the queue is short, and it pays. Here, computing it takes
 prefill time from this request and from every stream that runs here; elsewhere, the request waits for the queue and then for

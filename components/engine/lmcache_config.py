@@ -1,11 +1,14 @@
 """What the graph says, as LMCache takes it: its server's command line, and every engine's connector. Imports no LMCache."""
 
+import asyncio
+import contextlib
 import json
 from typing import Any
 
 from components.graph.schema import LMCache
 
 _HEARTBEAT_S = 1.0
+_KNOCK_S = 0.1
 
 
 def server_arguments(settings: LMCache, name: str, *, on_cpu: bool, can_silence_events: bool) -> list[str]:
@@ -61,3 +64,13 @@ def connector_options(settings: LMCache) -> dict[str, Any]:
         "lmcache.mp.mq_timeout": settings.timeout_s,
         "lmcache.mp.heartbeat_interval": _HEARTBEAT_S,
     }
+
+
+async def server_is_up(settings: LMCache) -> None:
+    """Return when something listens where the server shall; waits for ever."""
+    while True:
+        with contextlib.suppress(OSError):
+            _, writer = await asyncio.open_connection(settings.host, settings.port)
+            writer.close()
+            return
+        await asyncio.sleep(_KNOCK_S)

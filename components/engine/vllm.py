@@ -16,7 +16,7 @@ from typing import Any
 from prometheus_client import REGISTRY
 
 from components.engine import vllm_modules as modules
-from components.engine.lmcache_config import connector_config
+from components.engine.lmcache_config import connector_config, server_is_up
 from components.engine.protocol import EngineInfo, EngineOutput, EngineStartError, KvUpdate
 from components.engine.vllm_args import OURS, mistaken_arg
 from components.engine.vllm_modules import import_vllm, one_line
@@ -94,6 +94,9 @@ class VllmEngine:
             raise EngineStartError("engine.kv_transfer_config: is penstock's own in a graph with `lmcache`")
         progress("importing vLLM")
         await asyncio.to_thread(import_vllm)
+        if self._lmcache:
+            progress("waiting for the LMCache server")
+            await server_is_up(self._lmcache)
         progress(f"loading {self._served_name}")
         if self._kv_events:
             self._kv = self._listen()
