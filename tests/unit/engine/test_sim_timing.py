@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from components.engine.sim_scheduler import SimScheduler, SimSequence
+from components.engine.sim_scheduler import SimScheduler
+from components.engine.sim_sequence import SimSequence
 from components.engine.sim_timing import StepWork, Timing, TimingError, load_timing
 
 _next_prompt = count()
