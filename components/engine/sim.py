@@ -78,6 +78,11 @@ class SimEngine:
                 f"engine.kv_blocks: {settings.kv_blocks} blocks of {self._block_size} tokens do not hold one sequence"
                 f" of max_model_len {settings.max_model_len}"
             )
+        if self._shared_file is not None and self._shared_file.chunk_tokens % self._block_size:
+            raise EngineStartError(
+                f"lmcache.chunk_tokens: must be a multiple of kv.block_size {self._block_size}, "
+                f"not {self._shared_file.chunk_tokens}"
+            )
         progress("loading the tokenizer")
         try:
             timing = load_timing(settings.timing).faster(settings.speed)

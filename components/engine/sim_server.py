@@ -5,11 +5,10 @@ It does nothing but live: engines read and write the file themselves, and believ
 
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
 
 from components.engine.protocol import EngineStartError
 from components.engine.sim_shared import KV_BYTES_A_TOKEN, capacity_chunks
-from components.engine.sim_table import TableFile, create_table, open_table
+from components.engine.sim_table import TableFile, create_table, open_table, table_path
 from components.graph.schema import LMCache
 from components.wire.messages import MetricFamily, MetricSample
 
@@ -19,10 +18,10 @@ _LOOK_S = 0.5
 class SimCacheServer:
     """One server; only its memory's size, its chunk and its port count of the settings."""
 
-    def __init__(self, settings: LMCache, path: Path) -> None:
-        """Prepare a server whose table will lie at `path`, which names the port."""
+    def __init__(self, settings: LMCache, graph_part: str) -> None:
+        """Prepare a server for the engines of one `Graph.part`."""
         self._settings = settings
-        self._path = path
+        self._path = table_path(graph_part, settings.port)
         self._file: TableFile | None = None
 
     async def start(self, progress: Callable[[str], None]) -> str:
@@ -57,7 +56,7 @@ class SimCacheServer:
 
     async def failed(self) -> str:
         """Wait until the file is gone, or another lies there; see `CacheServer.failed`."""
-        while self._file is not None and self._file.in_place(self._path):  # noqa: ASYNC110 - a file system tells nobody
+        while self._file is not None and self._file.in_place(self._path):  # noqa: ASYNC110 a file system tells nobody
             await asyncio.sleep(_LOOK_S)
         return f"the simulated shared cache's file {self._path} is gone"
 

@@ -100,7 +100,7 @@ class ChunkTable:
         return keys, keys % np.uint64(len(self._keys))
 
     def _times(self, count: int) -> _Words:
-        """Return when the chunks of one prompt are used: now, the first of them last, so that a prompt loses its end first."""
+        """Return when the chunks of one prompt are used: now, its first one last, so that it loses its end first."""
         self._clock += np.uint64(count)
         times: _Words = self._clock - np.arange(count, dtype=np.uint64)
         return times
@@ -140,7 +140,7 @@ def table_path(graph_part: str, port: int) -> Path:
         graph_part: `Graph.part`.
         port: of the server that the table stands for; no two on one machine have the same.
     """
-    memory = Path("/dev/shm")  # noqa: S108 - made beside it and renamed; opened only when it is this user's
+    memory = Path("/dev/shm")  # noqa: S108 made beside it and renamed; opened only when it is this user's
     folder = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
     return folder / f"penstock-{os.geteuid()}-{graph_part}-{port}.chunks"
 
@@ -177,6 +177,7 @@ class TableFile:
 
     def close(self) -> None:
         """Let go of the file; who owned it does no more."""
+        fcntl.flock(self._fd, fcntl.LOCK_UN)  # the mapping holds a descriptor of its own, and may live a little longer
         os.close(self._fd)
 
 
