@@ -13,7 +13,8 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.replay_worker import INCARNATION, Clock, Setup, Worker
-from components.engine.sim_scheduler import SimSequence, Step
+from components.engine.sim_sequence import SimSequence
+from components.engine.sim_step import Step
 from components.router.chooser import Chooser
 from components.router.cost import Prompt
 from components.router.feed import Feed

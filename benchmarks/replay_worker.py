@@ -8,7 +8,9 @@ import msgspec
 
 from components.engine.kv_changes import KvChanges
 from components.engine.sim_cache import BlockStored
-from components.engine.sim_scheduler import SimScheduler, SimSequence, Step
+from components.engine.sim_scheduler import SimScheduler
+from components.engine.sim_sequence import SimSequence
+from components.engine.sim_step import Step
 from components.engine.sim_timing import load_timing
 from components.router.cost import CostSettings
 from components.wire.kv import KvBatch

@@ -9,9 +9,10 @@ def make_engine(settings: VllmEngine | SimEngine, graph: Graph) -> Engine:
     router = graph.components.router
     kv_events = graph.disaggregated or (router is not None and router.wants_kv_events)
     if isinstance(settings, SimEngine):
-        from components.engine import sim
+        from components.engine import sim, sim_shared
 
-        return sim.SimEngine(graph.model, settings, graph.kv.block_size, kv_events=kv_events)
+        shared = sim_shared.shared_file(graph)
+        return sim.SimEngine(graph.model, settings, graph.kv.block_size, kv_events=kv_events, shared=shared)
     from components.engine import vllm
 
     return vllm.VllmEngine(
@@ -27,6 +28,15 @@ def make_cache_server(graph: Graph, name: str) -> CacheServer:
     """
     if graph.lmcache is None:
         raise EngineStartError("lmcache: is missing")
+    if _simulated(graph):
+        from components.engine import sim_server
+
+        return sim_server.SimCacheServer(graph.lmcache, graph.part)
     from components.engine import lmcache_server
 
     return lmcache_server.LMCacheServer(graph.lmcache, name)
+
+
+def _simulated(graph: Graph) -> bool:
+    workers = graph.components.decode, graph.components.prefill
+    return any(isinstance(each.engine, SimEngine) for each in workers if each is not None)

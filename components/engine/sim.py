@@ -11,12 +11,16 @@ from components.engine.protocol import EngineInfo, EngineOutput, EngineStartErro
 from components.engine.sim_answer import Vocabulary, refusal
 from components.engine.sim_kv import KvFeed
 from components.engine.sim_metrics import SimMetrics
-from components.engine.sim_request import SimRequest
-from components.engine.sim_scheduler import SimScheduler, SimSequence, Step
+from components.engine.sim_request import SimRequest, prompt_root
+from components.engine.sim_scheduler import SimScheduler
+from components.engine.sim_sequence import SimSequence
+from components.engine.sim_shared import SharedFile, SharedPrompts
+from components.engine.sim_step import Step
 from components.engine.sim_timing import TimingError, load_timing
 from components.graph.schema import SimEngine as SimSettings
 from components.model.folder import ModelError, model_folder
 from components.model.tokenizer import Tokenizer
+from components.wire.block_hash import block_hashes
 from components.wire.errors import ContextLengthExceededError, InvalidRequestError, WorkerLostError
 from components.wire.messages import GenerateRequest, MetricFamily, WorkerLoad
 
@@ -30,8 +34,24 @@ class SimEngine:
         slowdown: steps take so many times longer.
     """
 
-    def __init__(self, model: str, settings: SimSettings, block_size: int, *, kv_events: bool = False) -> None:
-        """Prepare an engine for the tokenizer of `model`; see `SimSettings` and `Engine.kv_updates` for the rest."""
+    def __init__(
+        self,
+        model: str,
+        settings: SimSettings,
+        block_size: int,
+        *,
+        kv_events: bool = False,
+        shared: SharedFile | None = None,
+    ) -> None:
+        """Prepare an engine, without I/O.
+
+        Args:
+            model: whose tokenizer it has.
+            settings: see there.
+            block_size: tokens a KV block.
+            kv_events: see `Engine.kv_updates`.
+            shared: the cache it shares with other engines.
+        """
         self.slowdown = 1.0
         self._model = model
         self._settings = settings
@@ -46,7 +66,9 @@ class SimEngine:
         self._ended: str | None = None  # why no request is taken any more
         self._dead = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
-        self._kv = KvFeed() if kv_events else None
+        self._kv = KvFeed(shared) if kv_events else None
+        self._shared_file = shared
+        self._shared = None if shared is None else SharedPrompts(shared, block_size)
 
     async def start(self, progress: Callable[[str], None]) -> EngineInfo:
         """See `Engine.start`."""
@@ -55,6 +77,11 @@ class SimEngine:
             raise EngineStartError(
                 f"engine.kv_blocks: {settings.kv_blocks} blocks of {self._block_size} tokens do not hold one sequence"
                 f" of max_model_len {settings.max_model_len}"
+            )
+        if self._shared_file is not None and self._shared_file.chunk_tokens % self._block_size:
+            raise EngineStartError(
+                f"lmcache.chunk_tokens: must be a multiple of kv.block_size {self._block_size}, "
+                f"not {self._shared_file.chunk_tokens}"
             )
         progress("loading the tokenizer")
         try:
@@ -69,6 +96,7 @@ class SimEngine:
             block_size=self._block_size,
             max_running_requests=settings.max_running_requests,
             max_batched_tokens=settings.max_batched_tokens,
+            shared=self._shared,
         )
         self._loop = asyncio.create_task(self._run(self._scheduler), name="simulated engine")
         self._loop.add_done_callback(self._loop_ended)
@@ -91,6 +119,12 @@ class SimEngine:
         """See `Engine.kv_updates`."""
         while self._kv is not None and (update := await self._kv.next_update()) is not None:
             yield update
+
+    async def shared_tokens(self, request: GenerateRequest) -> int:
+        """See `Engine.shared_tokens`."""
+        if self._shared is None or self._ended is not None:
+            return 0
+        return self._shared.tokens(block_hashes(request.token_ids, self._block_size, prompt_root(request)))
 
     def load(self) -> WorkerLoad:
         """See `Engine.load`."""
@@ -121,6 +155,8 @@ class SimEngine:
         if self._loop is not None:
             self._loop.cancel()
             await asyncio.wait([self._loop])
+        if self._shared_file is not None:
+            self._shared_file.close()
 
     def die(self, reason: str) -> None:
         """Fail for good, as an engine does whose process is gone."""
@@ -197,9 +233,10 @@ class SimEngine:
             return
 
     def _deliver(self, scheduler: SimScheduler, step: Step) -> None:
+        grown = scheduler.complete(step)
         if self._kv is not None:
-            self._kv.add(step.events)
-        for sequence in scheduler.complete(step):
+            self._kv.add(step.events, step.shared)
+        for sequence in grown:
             entry = self._requests.get(sequence)
             if entry is None:
                 continue

@@ -28,6 +28,10 @@ class SimMetrics:
             self._counter("vllm:generation_tokens", "Tokens generated.", totals.output),
             self._counter("vllm:prefix_cache_queries", "Tokens looked up in the prefix cache.", totals.cache_queries),
             self._counter("vllm:prefix_cache_hits", "Tokens found in the prefix cache.", totals.cache_hits),
+            self._counter(
+                "vllm:external_prefix_cache_queries", "Tokens looked up in the shared cache.", totals.shared_queries
+            ),
+            self._counter("vllm:external_prefix_cache_hits", "Tokens loaded from the shared cache.", totals.shared_hits),
             self._counter("vllm:num_preemptions", "Requests preempted for want of KV.", totals.preempted_sequences),
             self._finished_requests(),
         ]

@@ -4,10 +4,15 @@ import asyncio
 
 from components.engine.protocol import EngineOutput
 from components.engine.sim_answer import Answer, AnswerText, Vocabulary
-from components.engine.sim_scheduler import SimSequence
+from components.engine.sim_sequence import SimSequence
 from components.wire.block_hash import root_hash
 from components.wire.errors import WorkerLostError
 from components.wire.messages import FinishReason, GenerateRequest, PositionLogprobs
+
+
+def prompt_root(request: GenerateRequest) -> int:
+    """Return what a request's first block is chained to."""
+    return root_hash(request.model, cache_salt=request.cache_salt)
 
 
 class SimRequest:
@@ -28,7 +33,7 @@ class SimRequest:
             request.token_ids,
             min(sampling.max_tokens, room),
             self._answer.next_token,
-            root_hash(request.model, cache_salt=request.cache_salt),
+            prompt_root(request),
         )
         self.finish_reason: FinishReason | None = None
         self._stop_reason: int | str | None = None

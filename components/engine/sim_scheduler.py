@@ -9,109 +9,13 @@ real time behind the engine protocol and in a virtual clock with a thousand engi
         sequence.tokens[-1]                  # is new
 """
 
-import heapq
 from collections import deque
-from collections.abc import Callable
 
-import msgspec
-
-from components.engine.sim_cache import BlockCache, BlockEvent, BlockStored
+from components.engine.sim_cache import BlockCache, BlockStored
+from components.engine.sim_sequence import SimSequence, TimedSequences
+from components.engine.sim_shared import SharedPrompts
+from components.engine.sim_step import Chunk, Step, Totals
 from components.engine.sim_timing import StepWork, Timing
-from components.wire.block_hash import extend
-
-
-class SimSequence:
-    """One request inside the scheduler.
-
-    Attributes:
-        tokens: the prompt, then the output so far.
-        prompt_tokens: length of the prompt.
-        max_tokens: output ends at this length.
-        next_token: returns the next output token; called once for each, in order.
-        cached_tokens: prompt tokens found in the cache when it was first scheduled; None before.
-        computed_tokens: tokens whose KV the engine has.
-        finished: no step will touch it any more.
-    """
-
-    __slots__ = (
-        "_hashes",
-        "_held",
-        "_private_blocks",
-        "_root",
-        "_sealed_blocks",
-        "cached_tokens",
-        "computed_tokens",
-        "finished",
-        "max_tokens",
-        "next_token",
-        "prompt_tokens",
-        "tokens",
-    )
-
-    def __init__(self, prompt: list[int], max_tokens: int, next_token: Callable[[], int], root: int) -> None:
-        """Begin with `prompt`; sequences with different root hashes share no KV."""
-        self.tokens = list(prompt)
-        self.next_token = next_token
-        self.prompt_tokens = len(prompt)
-        self.max_tokens = max_tokens
-        self.cached_tokens: int | None = None
-        self.computed_tokens = 0
-        self.finished = False
-        self._root = root
-        self._hashes: list[int] = []  # of the full blocks looked at so far
-        self._held: list[int] = []  # stored blocks in use
-        self._private_blocks = 0  # others in use
-        self._sealed_blocks = 0  # full blocks offered to the cache
-
-    @property
-    def output_tokens(self) -> int:
-        """Length of the output so far."""
-        return len(self.tokens) - self.prompt_tokens
-
-    def hashes(self, blocks: int, block_size: int) -> list[int]:
-        """Return the chained hashes of the first `blocks` full blocks."""
-        known = len(self._hashes)
-        if blocks > known:
-            tokens = self.tokens[known * block_size : blocks * block_size]
-            self._hashes += extend(self._parent(known), tokens, block_size)
-        return self._hashes[:blocks]
-
-    def _parent(self, index: int) -> int:
-        return self._hashes[index - 1] if index else self._root
-
-
-class Chunk(msgspec.Struct, gc=False):
-    """`tokens` of `sequence` are computed in a step."""
-
-    sequence: SimSequence
-    tokens: int
-
-
-class Step(msgspec.Struct):
-    """One forward pass.
-
-    Attributes:
-        chunks: what it computes.
-        work: the same, in sums.
-        duration_s: how long it takes, in seconds.
-        events: KV blocks stored and removed for it, in order.
-    """
-
-    chunks: list[Chunk]
-    work: StepWork
-    duration_s: float = 0.0
-    events: list[BlockEvent] = []
-
-
-class Totals(msgspec.Struct):
-    """What a scheduler has done since it was made; tokens unless named otherwise."""
-
-    prompt: int = 0
-    cached: int = 0
-    output: int = 0
-    cache_queries: int = 0
-    cache_hits: int = 0
-    preempted_sequences: int = 0
 
 
 class SimScheduler:
@@ -131,6 +35,7 @@ class SimScheduler:
         block_size: int,
         max_running_requests: int,
         max_batched_tokens: int,
+        shared: SharedPrompts | None = None,
     ) -> None:
         """Start with an empty cache.
 
@@ -140,14 +45,16 @@ class SimScheduler:
             block_size: tokens a block.
             max_running_requests: at most so many sequences run.
             max_batched_tokens: at most so many tokens are computed in a step.
+            shared: the cache it shares with other engines.
         """
         self.running: list[SimSequence] = []
         self.waiting: deque[SimSequence] = deque()
         self.totals = Totals()
-        self._arriving: list[tuple[float, int, SimSequence]] = []  # heap: from when on it may start, tie-break, what
-        self._arrivals = 0
+        self._arriving = TimedSequences()  # may start then
+        self._loading = TimedSequences()  # hold blocks, and have their KV then
         self._timing = timing
         self._cache = BlockCache(blocks)
+        self._shared = shared
         self._block_size = block_size
         self._max_running_requests = max_running_requests
         self._max_batched_tokens = max_batched_tokens
@@ -159,18 +66,17 @@ class SimScheduler:
 
     @property
     def waiting_requests(self) -> int:
-        """Sequences that hold no KV blocks yet."""
-        return len(self.waiting) + len(self._arriving)
+        """Sequences that have not started, or wait for KV from the shared cache."""
+        return len(self.waiting) + len(self._arriving) + len(self._loading)
 
     def next_arrival_s(self) -> float | None:
-        """Return when the next added sequence may start; None when there is none."""
-        return self._arriving[0][0] if self._arriving else None
+        """Return when the next added sequence may start, or has its KV loaded; None when there is none."""
+        times_s = (self._arriving.next_s(), self._loading.next_s())
+        return min((time_s for time_s in times_s if time_s is not None), default=None)
 
     def add(self, sequence: SimSequence, now_s: float) -> None:
         """Take in a new sequence at the time `now_s`."""
-        ready_s = now_s + self._timing.arrival_s(len(self._cached(sequence)) * self._block_size)
-        self._arrivals += 1
-        heapq.heappush(self._arriving, (ready_s, self._arrivals, sequence))
+        self._arriving.add(sequence, now_s + self._timing.arrival_s(len(self._cached(sequence)) * self._block_size))
 
     def finish(self, sequence: SimSequence) -> None:
         """End a sequence, wherever it is, and free its blocks; one that has finished stays so."""
@@ -182,18 +88,21 @@ class SimScheduler:
             self._free(sequence)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
+        elif self._loading.remove(sequence):
+            self._free(sequence)
         else:
-            self._arriving = [entry for entry in self._arriving if entry[2] is not sequence]
-            heapq.heapify(self._arriving)
+            self._arriving.remove(sequence)
 
     def schedule(self, now_s: float) -> Step | None:
         """Return the next step, or None when there is nothing to compute at the time `now_s`."""
-        while self._arriving and self._arriving[0][0] <= now_s:
-            self.waiting.append(heapq.heappop(self._arriving)[2])
+        self.waiting.extend(self._arriving.take(now_s))
+        for sequence in self._loading.take(now_s):
+            self._have_loaded(sequence)
+            self.running.append(sequence)
         step = Step([], StepWork())
         budget, all_fit = self._go_on(step)
         if all_fit:
-            self._start_waiting(step, budget)
+            self._start_waiting(step, budget, now_s)
         if not step.chunks:
             return None
         step.duration_s = self._timing.step_s(step.work)
@@ -209,6 +118,8 @@ class SimScheduler:
                 continue
             sequence.computed_tokens += chunk.tokens
             if sequence.computed_tokens == len(sequence.tokens):
+                if self._shared is not None and sequence.output_tokens == 0:
+                    step.shared += self._shared.store(sequence.prompt_hashes(self._block_size))
                 self._append_token(sequence)
                 grown.append(sequence)
         return grown
@@ -237,16 +148,20 @@ class SimScheduler:
                 self._preempt(self.running.pop())
         return budget, preempted == self.totals.preempted_sequences
 
-    def _start_waiting(self, step: Step, budget: int) -> None:
-        while self.waiting and budget > 0 and len(self.running) < self._max_running_requests:
+    def _start_waiting(self, step: Step, budget: int, now_s: float) -> None:
+        while self.waiting and budget > 0 and len(self.running) + len(self._loading) < self._max_running_requests:
             sequence = self.waiting[0]
             reused = self._cached(sequence)
             cached = len(reused) * self._block_size
-            tokens = min(len(sequence.tokens) - cached, budget)
-            if not self._cache.can_start(reused, self._blocks(cached + tokens) - len(reused)):
+            loaded = self._loadable(sequence, cached)
+            tokens = min(len(sequence.tokens) - cached - loaded, budget)
+            if not self._cache.can_start(reused, self._blocks(cached + loaded + tokens) - len(reused)):
                 return
-            self.running.append(self.waiting.popleft())
-            self._reuse(sequence, reused)
+            self.waiting.popleft()
+            self._reuse(sequence, reused, loaded)
+            if loaded and self._load(sequence, loaded, now_s):
+                continue
+            self.running.append(sequence)
             self._grow(sequence, tokens)
             self._put(step, sequence, tokens)
             budget -= tokens
@@ -256,40 +171,74 @@ class SimScheduler:
         hashes = sequence.hashes((len(sequence.tokens) - 1) // self._block_size, self._block_size)
         return hashes[: self._cache.match(hashes)]
 
-    def _reuse(self, sequence: SimSequence, reused: list[int]) -> None:
+    def _loadable(self, sequence: SimSequence, cached: int) -> int:
+        """Return how many tokens after the `cached` ones can be loaded: as with LMCache, all but the last one at most."""
+        if self._shared is None:
+            return 0
+        held = self._shared.tokens(sequence.prompt_hashes(self._block_size))
+        return max(0, min(held, len(sequence.tokens) - 1) - cached)
+
+    def _reuse(self, sequence: SimSequence, reused: list[int], loaded: int) -> None:
+        """Let `sequence` begin with stored blocks; count these, and the `loaded` tokens that will follow them."""
         self._cache.hold(reused)
-        sequence._held = reused
-        sequence._sealed_blocks = len(reused)
-        sequence.computed_tokens = len(reused) * self._block_size
+        sequence.held = reused
+        sequence.sealed_blocks = len(reused)
+        sequence.computed_tokens = cached = len(reused) * self._block_size
         if sequence.cached_tokens is None:
-            sequence.cached_tokens = sequence.computed_tokens
+            sequence.cached_tokens = cached + loaded
             self.totals.cache_queries += sequence.prompt_tokens
-            self.totals.cache_hits += sequence.computed_tokens
+            self.totals.cache_hits += cached
+            if self._shared is not None:
+                self.totals.shared_queries += sequence.prompt_tokens - cached
+                self.totals.shared_hits += loaded
+
+    def _load(self, sequence: SimSequence, tokens: int, now_s: float) -> bool:
+        """Give `sequence` room for `tokens` more, and begin to load them; False when they are there at once."""
+        self._make_room(sequence, sequence.computed_tokens + tokens)
+        sequence.loading_tokens = tokens
+        load_s = self._timing.load_s(tokens)
+        if load_s == 0:
+            self._have_loaded(sequence)
+            return False
+        self._loading.add(sequence, now_s + load_s)
+        return True
+
+    def _have_loaded(self, sequence: SimSequence) -> None:
+        sequence.computed_tokens += sequence.loading_tokens
+        sequence.loading_tokens = 0
+        self._seal(sequence, sequence.computed_tokens)
 
     def _grow(self, sequence: SimSequence, tokens: int) -> bool:
         """Give `sequence` room for `tokens` more and store the blocks they fill; False when there is no room."""
         end = sequence.computed_tokens + tokens
-        missing = self._blocks(end) - len(sequence._held) - sequence._private_blocks
-        if missing:
-            if missing > self._cache.available():
-                return False
-            self._cache.take(missing)
-            sequence._private_blocks += missing
-        if end // self._block_size > sequence._sealed_blocks:
-            self._seal(sequence, end // self._block_size)
+        if not self._make_room(sequence, end):
+            return False
+        self._seal(sequence, end)
         return True
 
-    def _seal(self, sequence: SimSequence, full_blocks: int) -> None:
-        """Store the blocks of `sequence` up to `full_blocks`. As in vLLM, others may reuse them at once."""
-        size = self._block_size
+    def _make_room(self, sequence: SimSequence, end: int) -> bool:
+        """Give `sequence` blocks for its first `end` tokens; False when there are not enough."""
+        missing = self._blocks(end) - len(sequence.held) - sequence.private_blocks
+        if missing > self._cache.available():
+            return False
+        if missing:
+            self._cache.take(missing)
+            sequence.private_blocks += missing
+        return True
+
+    def _seal(self, sequence: SimSequence, end: int) -> None:
+        """Store the full blocks of the first `end` tokens. As in vLLM, others may reuse them at once."""
+        size, full_blocks = self._block_size, end // self._block_size
+        if full_blocks <= sequence.sealed_blocks:
+            return
         hashes = sequence.hashes(full_blocks, size)
-        for index in range(sequence._sealed_blocks, full_blocks):
+        for index in range(sequence.sealed_blocks, full_blocks):
             tokens = sequence.tokens[index * size : (index + 1) * size]
             parent = hashes[index - 1] if index else None
             if self._cache.store(BlockStored(hashes[index], parent, tokens)):
-                sequence._held.append(hashes[index])
-                sequence._private_blocks -= 1
-        sequence._sealed_blocks = full_blocks
+                sequence.held.append(hashes[index])
+                sequence.private_blocks -= 1
+        sequence.sealed_blocks = full_blocks
 
     def _put(self, step: Step, sequence: SimSequence, tokens: int) -> None:
         step.chunks.append(Chunk(sequence, tokens))
@@ -308,9 +257,9 @@ class SimScheduler:
         self.totals.preempted_sequences += 1
 
     def _free(self, sequence: SimSequence) -> None:
-        self._cache.release(sequence._held, sequence._private_blocks)
-        sequence._held = []
-        sequence._private_blocks = sequence._sealed_blocks = sequence.computed_tokens = 0
+        self._cache.release(sequence.held, sequence.private_blocks)
+        sequence.held = []
+        sequence.private_blocks = sequence.sealed_blocks = sequence.computed_tokens = 0
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self._block_size)

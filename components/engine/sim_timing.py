@@ -44,6 +44,8 @@ class Timing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         per_squared_prefill_token_ns: attention of a prompt; see `StepWork`.
         per_decode_sequence_us: sampling and bookkeeping for a sequence.
         per_decode_context_token_us: reading one token's KV.
+        shared_hit_ms: further wait when any of its prompt comes from the shared cache.
+        per_shared_token_us: further wait for each token that does.
     """
 
     comment: str
@@ -55,6 +57,8 @@ class Timing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     per_squared_prefill_token_ns: float
     per_decode_sequence_us: float
     per_decode_context_token_us: float
+    shared_hit_ms: float = 0.0
+    per_shared_token_us: float = 0.0
 
     def step_s(self, work: StepWork) -> float:
         """Return how long a step takes, in seconds."""
@@ -72,6 +76,10 @@ class Timing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Return how long a request waits before it may be scheduled, in seconds."""
         hit_ms = self.cache_hit_ms + cached_tokens * self.per_cached_token_us / 1e3 if cached_tokens else 0.0
         return (self.request_ms + hit_ms) / 1e3
+
+    def load_s(self, tokens: int) -> float:
+        """Return how long it takes to load the KV of `tokens` tokens from the shared cache, in seconds."""
+        return (self.shared_hit_ms + tokens * self.per_shared_token_us / 1e3) / 1e3 if tokens else 0.0
 
     def faster(self, factor: float) -> "Timing":
         """Return the timing of an engine `factor` times as fast."""

@@ -1,11 +1,12 @@
-"""Which engines tell of their KV."""
+"""Which engines tell of their KV, and what they share it through."""
 
 from typing import Any
 
 import pytest
 
-from components.engine.make import make_engine
+from components.engine.make import make_cache_server, make_engine
 from components.engine.sim import SimEngine
+from components.engine.sim_server import SimCacheServer
 from components.graph.load import graph_from_raw
 
 
@@ -29,3 +30,18 @@ def test_the_policy_kv_is_told() -> None:
     """It is a router's default."""
     assert make({})._kv is not None
     assert make({"policy": "kv", "session_ttl_s": 60})._kv is not None
+
+
+def test_simulated_engines_share_a_simulated_cache() -> None:
+    """Where the graph has a shared cache, whose server has no LMCache either."""
+    workers = {"decode": {"engine": {"kind": "sim"}}, "processor": {}}
+    graph = graph_from_raw({"model": "demo", "name": "made", "components": workers, "lmcache": {"port": 7000}})
+    assert graph.components.decode is not None
+    engine = make_engine(graph.components.decode.engine, graph)
+    assert isinstance(engine, SimEngine)
+    assert engine._shared is not None
+    server = make_cache_server(graph, "lmcache-0")
+    assert isinstance(server, SimCacheServer)
+    assert engine._shared_file is not None
+    assert engine._shared_file._path == server._path
+    assert make(None)._shared is None

@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.engine.sim_cache import BlockRemoved, BlockStored
-from components.engine.sim_scheduler import SimScheduler, SimSequence, Step
+from components.engine.sim_scheduler import SimScheduler
+from components.engine.sim_sequence import SimSequence
+from components.engine.sim_step import Step
 from components.engine.sim_timing import Timing
 
 INSTANT = Timing("no time passes before a request starts", 0, 0, 0, 1, 0, 0, 0, 0)

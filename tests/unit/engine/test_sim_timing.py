@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from components.engine.sim_scheduler import SimScheduler, SimSequence
+from components.engine.sim_scheduler import SimScheduler
+from components.engine.sim_sequence import SimSequence
+from components.engine.sim_shared import SharedPrompts
+from components.engine.sim_table import ChunkTable, empty_table
 from components.engine.sim_timing import StepWork, Timing, TimingError, load_timing
 
 _next_prompt = count()
@@ -15,11 +18,16 @@ _next_prompt = count()
 class VirtualEngine:
     """A scheduler in a clock of its own, with the settings of the measured engine."""
 
-    def __init__(self, table: str) -> None:
+    def __init__(self, table: str, shared: SharedPrompts | None = None) -> None:
         self.now_s = 0.0
         self.token_times_s: dict[SimSequence, list[float]] = {}
         self._scheduler = SimScheduler(
-            load_timing(table), blocks=20_000, block_size=16, max_running_requests=256, max_batched_tokens=8192
+            load_timing(table),
+            blocks=20_000,
+            block_size=16,
+            max_running_requests=256,
+            max_batched_tokens=8192,
+            shared=shared,
         )
 
     def ask(self, prompt: list[int], max_tokens: int) -> SimSequence:
@@ -69,6 +77,15 @@ def test_ttft_of_a_hit(tokens: int, measured_ms: float) -> None:
     assert engine.ttft_ms(text) == pytest.approx(measured_ms, rel=0.1)
 
 
+@pytest.mark.parametrize(("tokens", "measured_ms"), [(8000, 58), (16_000, 79), (30_000, 123)])
+def test_ttft_of_a_shared_hit(tokens: int, measured_ms: float) -> None:
+    """A prompt that another engine has computed takes as long as through LMCache on the H200, within 5 per cent."""
+    shared = SharedPrompts(ChunkTable(empty_table(1000, 256)), 16)
+    text = prompt(tokens)
+    VirtualEngine("h200-8b", shared).ttft_ms(text)
+    assert VirtualEngine("h200-8b", shared).ttft_ms(text) == pytest.approx(measured_ms, rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("table", "alone_ms", "together_ms", "tokens_s"), [("h200-8b", 9.3, 11.2, 2010), ("h200-8b-graphs", 5.0, 7.3, 2670)]
 )
@@ -89,6 +106,8 @@ def test_faster() -> None:
     """An engine twice as fast takes half as long for everything."""
     timing, work = load_timing("h200-8b"), StepWork(2000, 4_000_000, 3, 3000)
     assert timing.faster(2).step_s(work) == pytest.approx(timing.step_s(work) / 2)
+    assert timing.faster(2).load_s(100) == pytest.approx(timing.load_s(100) / 2)
+    assert timing.load_s(0) == 0
     assert timing.faster(2).arrival_s(100) == pytest.approx(timing.arrival_s(100) / 2)
 
 
