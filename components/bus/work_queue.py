@@ -221,6 +221,12 @@ class WorkQueue(Generic[M]):
             return None
         return self._state[0]
 
+    def taken_elsewhere(self) -> None:
+        """Note in `recent_state` that a job this process had put was taken, as its taker told, before `watch` sees it."""
+        if self._state is not None:
+            state, at_s = self._state
+            self._state = msgspec.structs.replace(state, waiting=max(state.waiting - 1, 0)), at_s
+
     async def close(self) -> None:
         """Take no more."""
         await self._pull.close()

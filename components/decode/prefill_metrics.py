@@ -19,4 +19,5 @@ class Metrics:
         self.outcomes = counter("remote_prefills", "Prefill jobs put, by how they ended for this worker.", "outcome")
         self.put_s = histogram("put", "From a request's receipt until its job was in the queue: lookups, placement, put.")
         self.remote_s = histogram("whole", "From a request's receipt until its KV could be loaded.")
+        self.load_s = histogram("load", "From then until the first token here: loading the KV, and computing the rest.")
         self.overhead_s = histogram("overhead", "The same without the computing: lookups, put, queue, store, notice.")

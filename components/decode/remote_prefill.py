@@ -12,7 +12,7 @@ import msgspec
 
 from components.bus.client import Bus, BusError
 from components.bus.work_queue import WorkQueue
-from components.decode.placement import Placement, Situation, Speeds, place
+from components.decode.placement import Situation, Speeds, place
 from components.decode.prefill_crew import PrefillCrew
 from components.decode.prefill_metrics import Metrics
 from components.engine.protocol import Engine
@@ -87,22 +87,27 @@ class RemotePrefill:
         """See how the queue stands, for ever."""
         await self._queue.watch(QUEUE_LOOK_S)
 
-    async def prepare(self, request: GenerateRequest) -> None:
-        """Return when `request` is to be generated here: at once, or when its prompt was prefilled elsewhere, or is late."""
+    async def prepare(self, request: GenerateRequest) -> int:
+        """Return when `request` is to be generated here: at once, or when its prompt was prefilled elsewhere, or is late.
+
+        Returns:
+            How many tokens were prefilled elsewhere.
+        """
         if len(request.token_ids) <= self.rules.max_local_prefill_tokens or not self.rules.enabled:
-            return
+            return 0
         start_s = time.monotonic()
         now = await self._situation(request)
         placement = place(now, self.rules, self._speeds)
         self._metrics.placed.labels(placement.reason.value).inc()
         log.debug("placed", extra={"request_id": request.request_id, **msgspec.to_builtins(placement)})
-        if placement.remote:
-            await self._leave_to_others(request, now, placement, start_s)
+        if not placement.remote or not await self._leave_to_others(request, now, start_s):
+            return 0
+        return now.uncached_tokens
 
-    def local_prefill(self, tokens: int, seconds: float) -> None:
-        """Take in how long the engine took to a first token for so many uncached tokens."""
-        if tokens > 0 and not self._jobs:
-            self._speeds.measured("prefill_s_per_token", seconds / tokens)
+    def loaded(self, tokens: int, seconds: float) -> None:
+        """Take in how long the engine took to a first token after so many tokens were prefilled elsewhere."""
+        self._metrics.load_s.observe(seconds)
+        self._speeds.measured("load_s_per_token", seconds / tokens)
 
     async def _situation(self, request: GenerateRequest) -> Situation:
         """Gather what the decision depends on; LMCache is asked only about prompts that are long without it."""
@@ -123,8 +128,8 @@ class RemotePrefill:
             waiting_requests=load.waiting_requests,
         )
 
-    async def _leave_to_others(self, request: GenerateRequest, now: Situation, placement: Placement, start_s: float) -> None:
-        """Put the job and wait for it, but not too long; then tidy up."""
+    async def _leave_to_others(self, request: GenerateRequest, now: Situation, start_s: float) -> bool:
+        """Put the job and wait for it, but not too long; then tidy up. Returns whether it was done."""
         job_id = request.request_id
         waiting = self._jobs[job_id] = _Waiting()
         outcome = "cancelled"
@@ -139,6 +144,7 @@ class RemotePrefill:
             self._learn(request, now, waiting.progress.result(), time.monotonic() - start_s)
         else:
             log.info("computing a prompt here after all", extra={"request_id": job_id, "reason": outcome})
+        return outcome == "done"
 
     async def _put_and_wait(self, request: GenerateRequest, waiting: _Waiting, start_s: float) -> str:
         """Return how the job ended."""
@@ -204,6 +210,8 @@ class RemotePrefill:
         waiting = self._jobs.get(progress.job_id)
         if waiting is None:
             return
+        if not waiting.prefill_worker:
+            self._queue.taken_elsewhere()
         waiting.prefill_worker = progress.prefill_worker
         if progress.state is not PrefillState.STARTED and not waiting.progress.done():
             waiting.progress.set_result(progress)

@@ -148,9 +148,12 @@ class DecodeService:
         offset = 0
         try:
             async with asyncio.timeout(request.deadline_unix_s - time.time()):
-                if self._remote is not None:
-                    await self._remote.prepare(request)
+                elsewhere_tokens = await self._remote.prepare(request) if self._remote else 0
+                prepared_s = time.monotonic()
                 async for output in self._engine.generate(request):
+                    if elsewhere_tokens and self._remote and not offset:
+                        self._remote.loaded(elsewhere_tokens, time.monotonic() - prepared_s)
+                        elsewhere_tokens = 0
                     self._outbox.add(request.processor, _delta(request.request_id, offset, output))
                     offset += len(output.token_ids)
             outcome = "finished"

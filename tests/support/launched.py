@@ -6,11 +6,13 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import openai
+from prometheus_client.parser import text_string_to_metric_families
 
 from components.launch.guard import processes_of
 from components.launch.state import GraphPhase, GraphState, StateFolder
@@ -103,6 +105,20 @@ class Launched(Commands):
             assert time.monotonic() < deadline, self.output
             time.sleep(0.1)
         return self
+
+    def wait_all_ready(self, wait_s: float) -> None:
+        """Wait until every process is ready again."""
+        deadline = time.monotonic() + wait_s
+        while any(row.state != "ready" for view in self.ps() if view.graph == self.name for row in view.processes):
+            assert time.monotonic() < deadline, self.ps()
+            time.sleep(0.2)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Return the sum of a sample's values over all processes; only samples with these labels count."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as page:
+            families = list(text_string_to_metric_families(page.read().decode()))
+        samples = [sample for family in families for sample in family.samples if sample.name == name]
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
     def row(self, name: str) -> ProcessRow:
         """Return the line of one process in ``penstock ps``."""

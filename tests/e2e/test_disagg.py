@@ -1,0 +1,118 @@
+"""Prompts computed elsewhere: the same text as from one worker that does everything, whatever dies meanwhile. Real parts."""
+
+import asyncio
+import os
+import random
+import signal
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from tests.support.launched import Launched, free_port
+from tests.support.mixed_load import TOKENS, Answer, Prompt, ask_all, mixed_prompts
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+CHUNK_TOKENS = 64
+FAULTS = (
+    "kill prefill-0",
+    "stop prefill-0",
+    "kill decode-0",
+    "kill lmcache-0",
+    "kill server of lmcache-0",
+    "stop server of lmcache-0",
+    "kill nats",
+)
+MIXED = mixed_prompts(200, seed=1)
+UNDER_FAULTS = {fault: mixed_prompts(20, seed=index + 2) for index, fault in enumerate(FAULTS)}
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[Prompt, Answer]:
+    """What a worker that does everything itself answers."""
+    prompts = [*MIXED, *(prompt for prompts in UNDER_FAULTS.values() for prompt in prompts)]
+    graph = Launched.up(tmp_path_factory.mktemp("agg"), "graphs/agg.yaml")
+    try:
+        url = graph.wait_ready(240).url
+        return dict(zip(prompts, asyncio.run(ask_all(url, prompts, 4)), strict=True))
+    finally:
+        graph.close()
+
+
+@pytest.fixture(scope="module")
+def disagg(expected: dict[Prompt, Answer], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
+    """One prefill worker, two decode workers, a router; launched when the reference has ended."""
+    assert expected
+    graph = Launched.up(
+        tmp_path_factory.mktemp("disagg"),
+        "graphs/disagg_router.yaml",
+        *(f"{setting}={free_port()}" for setting in ("router.http_port", "lmcache.port", "lmcache.http_port")),
+    )
+    try:
+        yield graph.wait_ready(240)
+    finally:
+        graph.close()
+    assert graph.left_over(wait_s=5) == []
+
+
+def test_the_decode_worker_computes_only_the_tail(disagg: Launched) -> None:
+    """Of 100 long prompts each is computed by the prefill worker, down to the last full chunk."""
+    rng = random.Random(77)
+    prompts = [Prompt(tuple(rng.choices(TOKENS, k=rng.randint(10, 30) * CHUNK_TOKENS + 1)), 2) for _ in range(100)]
+    before = disagg.metric("penstock_prefill_jobs_total", outcome="done")
+    answers = asyncio.run(ask_all(disagg.url, prompts, 1))
+    tails = [
+        len(prompt.token_ids) - answer.cached_tokens - len(prompt.token_ids) % CHUNK_TOKENS
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    assert [tail for tail in tails if tail > 0] == []
+    assert disagg.metric("penstock_prefill_jobs_total", outcome="done") - before == len(prompts)
+    done = disagg.metric("penstock_remote_prefills_total", outcome="done")
+    assert disagg.metric("penstock_remote_prefill_overhead_seconds_count") == done
+    assert disagg.metric("penstock_remote_prefill_overhead_seconds_sum") / done < 0.25  # 8 ms on an idle machine
+
+
+def test_same_text_as_without_disaggregation(disagg: Launched, expected: dict[Prompt, Answer]) -> None:
+    """200 prompts of mixed lengths, four at a time."""
+    answers = asyncio.run(ask_all(disagg.url, MIXED, 4))
+    assert _texts(answers) == _texts([expected[prompt] for prompt in MIXED])
+    assert disagg.metric("penstock_placements_total", reason="pays") > 0
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_same_text_whatever_dies(disagg: Launched, expected: dict[Prompt, Answer], fault: str) -> None:
+    """Streams go on, unbroken and unchanged, and soon all processes are back."""
+    prompts = UNDER_FAULTS[fault]
+    answers = asyncio.run(_ask_meanwhile(disagg, prompts, fault))
+    assert _texts(answers) == _texts([expected[prompt] for prompt in prompts])
+    disagg.wait_all_ready(90)
+
+
+async def _ask_meanwhile(graph: Launched, prompts: list[Prompt], fault: str) -> list[Answer]:
+    """Ask everything, and half a second later let the fault happen."""
+    asking = asyncio.create_task(ask_all(graph.url, prompts, 4))
+    await asyncio.sleep(0.5)
+    await asyncio.to_thread(_happen, graph, fault)
+    return await asking
+
+
+def _happen(graph: Launched, fault: str) -> None:
+    verb, _, who = fault.partition(" ")
+    name = who.removeprefix("server of ")
+    pid = graph.row(name).pid
+    assert pid is not None
+    if name != who:  # LMCache's own process, beside the one that watches it
+        (pid,) = (process.pid for process in psutil.process_iter() if _group(process) == pid and process.pid != pid)
+    os.kill(pid, signal.SIGKILL if verb == "kill" else signal.SIGSTOP)
+
+
+def _group(process: psutil.Process) -> int | None:
+    try:
+        return os.getpgid(process.pid)
+    except ProcessLookupError:
+        return None
+
+
+def _texts(answers: list[Answer]) -> list[tuple[str, str, int]]:
+    return [(answer.text, answer.finish_reason, answer.completion_tokens) for answer in answers]
