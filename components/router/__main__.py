@@ -37,7 +37,15 @@ async def serve(process: Process) -> None:
     chooser = _chooser(settings, graph.kv.block_size)
     metrics = Metrics(member.registry, settings.policy, graph.kv.block_size)
     service = RouterService(
-        member.name, graph.model_name, settings, graph.kv.block_size, chooser, metrics, bus, process.subjects
+        member.name,
+        graph.model_name,
+        settings,
+        graph.kv.block_size,
+        graph.supervision.silence_timeout_s,
+        chooser,
+        metrics,
+        bus,
+        process.subjects,
     )
     member.registry.register(Watched(chooser, service.feed, bus))
     await service.listen()

@@ -43,6 +43,7 @@ class RouterService:
         model: str,
         settings: RouterSettings,
         block_size: int,
+        silence_timeout_s: float,
         chooser: Chooser,
         metrics: Metrics,
         bus: Bus,
@@ -55,6 +56,7 @@ class RouterService:
             model: the one it routes for.
             settings: the graph's.
             block_size: tokens a block.
+            silence_timeout_s: a process not heard of for so long is gone.
             chooser: decides.
             metrics: counts.
             bus: the connection.
@@ -67,7 +69,7 @@ class RouterService:
         self.chooser = chooser
         self.feed = Feed(chooser, name)
         self._hears_kv = settings.wants_kv_events
-        self.roster = Roster(model, name)
+        self.roster = Roster(model, name, silence_timeout_s)
         self.journal = Journal()
         self._metrics = metrics
         self._bus = bus
