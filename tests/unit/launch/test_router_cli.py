@@ -7,7 +7,10 @@ import pytest
 from components.launch.router_cli import why_none
 from components.launch.state import StateFolder
 
-GRAPH = "{{model: demo, name: g, host: b, nats: 'nats://h:4222', components: {{processor: {{}}, {router}decode: {{engine: {{kind: sim}}}}}}}}"
+GRAPH = (
+    "{{model: demo, name: g, host: b, nats: 'nats://h:4222', "
+    "components: {{processor: {{}}, {router}decode: {{engine: {{kind: sim}}}}}}}}"
+)
 
 
 @pytest.mark.parametrize(
