@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from components.worker.kv_held import HeldBlocks, portions
 from components.router.kv_index import KvIndex
 from components.wire.kv import KvCleared, KvRemoved, KvStored
+from components.worker.kv_held import HeldBlocks, portions
 
 WORKERS = ["a", "b", "c", "d", "e"]
 
