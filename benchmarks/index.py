@@ -197,7 +197,7 @@ def grow(count: int) -> dict[str, float]:
     for _ in range(count // 64):
         at = rng.randrange(len(held))
         worker, old = held[at]
-        index.removed(worker, old[::-1])
+        index.removed(worker, old[::-1], [*old[-2::-1], None])
         held[at] = worker, [rng.getrandbits(60) for _ in range(64)]
         index.stored(*held[at])
     return {

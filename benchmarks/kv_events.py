@@ -139,7 +139,7 @@ class Index:
                 self.blocks += len(change.blocks)
                 self.seen_s += [time.monotonic()] * (len(change.blocks) // EVENT_BLOCKS)
             elif isinstance(change, KvRemoved):
-                self.index.removed("w", change.blocks)
+                self.index.removed("w", change.blocks, change.parents)
         self._more.set()
 
     async def has(self, blocks: int) -> float:

@@ -81,11 +81,15 @@ class _Shelf:
 
     def put_new(self, blocks: Sequence[EngineHash], pieces: Sequence[_Piece]) -> bool:
         """Take blocks of which none is held: the common case, done in C; False if they are not so or one repeats."""
-        fresh = dict(zip(blocks, pieces, strict=True))
-        if len(fresh) < len(blocks) or not self.pieces.keys().isdisjoint(fresh):
+        if not self.pieces.keys().isdisjoint(blocks):
             return False
-        self.pieces.update(fresh)
-        return True
+        before = len(self.pieces)
+        self.pieces.update(zip(blocks, pieces, strict=True))
+        if len(self.pieces) - before == len(blocks):
+            return True
+        for block in set(blocks):
+            del self.pieces[block]
+        return False
 
     def drop(self, block: EngineHash) -> _Piece:
         """Drop one copy; return what is no longer held."""

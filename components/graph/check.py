@@ -24,6 +24,8 @@ def mistakes(graph: Graph) -> Iterator[str]:
         yield "served_model_name: must not be empty; leave it out to use the model's name"
     yield from _replicas(graph)
     yield from _nats(graph.nats)
+    if (silence_s := graph.supervision.silence_timeout_s) <= 1:
+        yield f"supervision.silence_timeout_s: must be more than 1, statuses come so often, not {silence_s}"
     yield from _disaggregation(graph)
     for component, settings in (("decode", graph.components.decode), ("prefill", graph.components.prefill)):
         if settings is None or settings.engine is None:

@@ -161,6 +161,7 @@ class Supervision(Settings, frozen=True):
     restart_backoff_s: float = 1.0  # wait before the first restart; doubles up to max_restart_backoff_s
     max_restart_backoff_s: float = 30.0  # longest wait before a restart
     max_restarts: int = 10  # in a row, without a healthy minute between; then the process stays failed
+    silence_timeout_s: float = 3.0  # requests leave a worker silent for so long; statuses come once a second
     status_timeout_s: float = 10.0  # a process silent for so long is killed and restarted
     stop_timeout_s: float = 40.0  # from the request to stop until processes are killed
     reuse_gpus: bool = False  # true: workers may share GPUs when there are too few

@@ -125,7 +125,7 @@ def _ask(state: GraphState, path: str, body: Any = None) -> Any:
 def _ask_all(state: GraphState, path: str, body: Any = None, most: int = 64) -> list[Any]:
     """Return the answers of at most `most` routers, at least one, or end with what is wrong."""
     answers: list[Any] = []
-    reason = f"graph {state.graph} has no router"
+    reason = ""
     for url in router_urls(state.graph):
         try:
             answers.append(_fetch(url + path, body, _TIMEOUT_S))
@@ -136,8 +136,22 @@ def _ask_all(state: GraphState, path: str, body: Any = None, most: int = 64) -> 
         if len(answers) == most:
             break
     if not answers:
-        fail(reason, exit_code=1)
+        fail(reason or why_none(state.graph), exit_code=1)
     return answers
+
+
+def why_none(graph_name: str) -> str:
+    """Return why a launched graph has no router here, and what to do."""
+    try:
+        settings = load_graph(StateFolder(graph_name).graph_file).components.router
+    except GraphError as error:
+        return f"the settings of graph {graph_name} cannot be read: {error}"
+    if settings is None:
+        return f"graph {graph_name} has no router; with `router: {{}}` among its components it gets one"
+    return (
+        f"this machine's part of graph {graph_name} runs no router (components.router.replicas is 0): "
+        "say this on a machine whose part does"
+    )
 
 
 def router_urls(graph_name: str) -> list[str]:

@@ -37,7 +37,10 @@ async def serve(process: Process) -> None:
     defaults = await asyncio.to_thread(_load_defaults, graph)
     fleet = Fleet(graph.model_name)
     streams = Streams(Patience(graph.http.first_token_timeout_s, graph.http.inactivity_timeout_s))
-    workers = Workers(process.bus, process.subjects, f"{member.name}-{member.incarnation}", fleet, streams)
+    silence_timeout_s = graph.supervision.silence_timeout_s
+    workers = Workers(
+        process.bus, process.subjects, f"{member.name}-{member.incarnation}", fleet, streams, silence_timeout_s
+    )
     metrics = Metrics(member.registry)
     member.registry.register(Watched(fleet, streams))
     settings = graph.components.router

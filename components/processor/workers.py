@@ -20,7 +20,6 @@ from components.wire.subjects import Subjects
 
 log = logging.getLogger(__name__)
 
-SILENT_S = 3.0
 _SWEEP_INTERVAL_S = 0.25
 _LATE_S = 0.5  # a turn later than this may come before tokens and statuses that are here already
 _ACCEPT_TIMEOUT_S = 5.0
@@ -32,11 +31,14 @@ _TRY_ANOTHER = (BusError, NoWorkerError, OverloadedError, WorkerLostError, Worke
 class Workers:
     """All workers this process can reach."""
 
-    def __init__(self, bus: Bus, subjects: Subjects, name: str, fleet: Fleet, streams: Streams) -> None:
+    def __init__(
+        self, bus: Bus, subjects: Subjects, name: str, fleet: Fleet, streams: Streams, silence_timeout_s: float
+    ) -> None:
         self._bus = bus
         self._subjects = subjects
         self._fleet = fleet
         self._streams = streams
+        self._silence_timeout_s = silence_timeout_s
         self._cancels: dict[str, list[str]] = {}
         self._cancels_wait = asyncio.Event()
         self._numbers = 0
@@ -58,7 +60,7 @@ class Workers:
             now_s = time.monotonic()
             late_s = now_s - due_s
             if self._bus.connected:
-                self._forget(self._fleet.expire(now_s, SILENT_S, late_s))
+                self._forget(self._fleet.expire(now_s, self._silence_timeout_s, late_s))
             if late_s < _LATE_S:
                 self._streams.sweep(now_s)
             orphans, self._streams.orphans = self._streams.orphans, {}

@@ -37,11 +37,19 @@ async def serve(process: Process) -> None:
     chooser = _chooser(settings, graph.kv.block_size)
     metrics = Metrics(member.registry, settings.policy, graph.kv.block_size)
     service = RouterService(
-        member.name, graph.model_name, settings, graph.kv.block_size, chooser, metrics, bus, process.subjects
+        member.name,
+        graph.model_name,
+        settings,
+        graph.kv.block_size,
+        graph.supervision.silence_timeout_s,
+        chooser,
+        metrics,
+        bus,
+        process.subjects,
     )
     member.registry.register(Watched(chooser, service.feed, bus))
     await service.listen()
-    watching = process.tasks.create_task(service.watch())
+    background = [process.tasks.create_task(work) for work in (service.watch(), service.tidy())]
     edge = Edge(ApiKeys.from_environment(), Limits(graph.http.max_body_bytes, graph.http.client_stall_timeout_s))
     queries = Queries(service, edge, bus, process.subjects, member)
     runner = await _open(queries.make(), settings, member.name)
@@ -52,7 +60,8 @@ async def serve(process: Process) -> None:
     member.become(ProcessState.DRAINING)
     await stop()
     await runner.cleanup()
-    watching.cancel()
+    for task in background:
+        task.cancel()
 
 
 def _chooser(settings: RouterSettings, block_size: int) -> Chooser:

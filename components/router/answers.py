@@ -1,8 +1,18 @@
-"""What becomes of a decision: the message that answers, and the line in the journal. Pure."""
+"""What becomes of a question and its decision: the time left, the message that answers, the line in the journal. Pure."""
+
+import math
 
 from components.router.cost import Candidate
 from components.router.journal import Entry
 from components.wire.routing import RouteCandidate, RouteRequest, Trust
+
+_LONGEST_S = 3600.0
+
+
+def left_s(deadline_unix_s: float, unix_s: float) -> float:
+    """Return how long it is until a deadline; one that is no moment in the next hour becomes an hour from now."""
+    left_s = deadline_unix_s - unix_s
+    return left_s if math.isfinite(left_s) and 0 < left_s < _LONGEST_S else _LONGEST_S
 
 
 def told(candidate: Candidate, trust: Trust) -> RouteCandidate:

@@ -162,6 +162,10 @@ class Chooser:
         self._recent.note(worker, prompt.blocks, now_s)
         self._policy.chosen(prompt, worker, now_s)
 
+    def settle(self) -> None:
+        """Do what a choice has put off; changes nothing that can be seen."""
+        self._recent.settle()
+
     def distrust(self, worker: str) -> None:
         """Forget all that `worker` is said to hold: events were lost, or it was reset; no overlap until told anew.
 

@@ -256,7 +256,7 @@ class Feed:
             index.stored(holder, change.blocks, change.parent)
             self.counts.stored_blocks += len(change.blocks)
         else:
-            index.removed(holder, change.blocks)
+            index.removed(holder, change.blocks, change.parents)
             self.counts.removed_blocks += len(change.blocks)
 
     def _index(self, tier: Tier, worker: str) -> tuple[KvIndex, str]:

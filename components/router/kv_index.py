@@ -4,11 +4,11 @@ Equal chained hash means equal prefix, so how far a worker holds a prompt is fou
 by a walk. That is exact as long as a worker that holds a block holds all blocks before it. Where this fails (`holding`
 tells: a hole), the search for that worker ends at the hole: before its first hole its blocks are unbroken.
 
-Memory: 100 to 150 bytes a block with one holder while the index fills, up to 200 where blocks come and go for long (CPython
-leaves that much room in a dict), and at most `max_pairs` pairs of block and worker. When that many are held, new blocks are
-refused and counted, the front of a run kept; the index then follows the engines as they evict. A block that is not indexed
-costs time, never a wrong answer. A forgotten worker's blocks are invisible at once and freed in small steps, by `sweep` and
-by each `stored`.
+Memory: a block takes 32 bytes for its hash and 30 to 60 for its entry, up to 120 where blocks come and go for long
+(CPython leaves that much room in a dict), whoever holds it. At most `max_pairs` pairs of block and worker are held.
+When they are, new blocks are refused and counted, the front of a run kept; the index then follows the engines as they
+evict. A block that is not indexed costs time, never a wrong answer. A forgotten worker's blocks are invisible at once
+and freed in small steps, by `sweep` and by each `stored`.
 
 Knows one tier; no events' numbering, no time, no load.
 """
@@ -16,7 +16,7 @@ Knows one tier; no events' numbering, no time, no load.
 import heapq
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import repeat
+from itertools import repeat, zip_longest
 
 import msgspec
 
@@ -24,18 +24,9 @@ from components.router.holding import Holding
 
 _INT_BYTES = 32
 _MAX_CACHED_MASKS = 4096
-
-
-class Run(msgspec.Struct, frozen=True):
-    """Consecutive blocks of one prompt.
-
-    Attributes:
-        parent: the block before the first one; None if that is the first of its prompt.
-        blocks: block hashes, in order.
-    """
-
-    parent: int | None
-    blocks: list[int]
+_MAX_STALE_HOLES = 100_000
+_MANY_ENDS = 3  # so many ends of prefixes, found in a first halving, tell of many more
+_WALK_BLOCKS = 16  # a worker: up to so many blocks a walk is faster then
 
 
 class IndexStats(msgspec.Struct, frozen=True):
@@ -73,7 +64,10 @@ class KvIndex:
         self._holes: dict[int, int] = {}  # hole → mask of the workers that have it
         self._workers: dict[str, Holding] = {}
         self._alive = 0  # mask of known workers
-        self._retired: list[Holding] = []  # forgotten workers, not swept yet
+        self._named: dict[int, str] = {}  # bit → its worker
+        self._retired = 0  # mask of forgotten workers whose blocks are not being freed yet
+        self._swept = 0  # mask of those whose blocks are
+        self._unswept: list[int] = []  # blocks still to be looked at for them
         self._free_bits: list[int] = []
         self._bits = 0  # handed out so far
         self._masks: dict[int, int] = {}  # so that equal masks are one object
@@ -114,11 +108,28 @@ class KvIndex:
                 else:
                     later.append((middle, at_middle, high, at_high))
                     high, at_high = middle, at_middle
+                    if len(later) > _MANY_ENDS and end < _WALK_BLOCKS * mask.bit_count():
+                        return self._walk(blocks[low:end], low, at_low, held)
             ended = at_low & ~at_high
             held.update(dict.fromkeys(self._names.get(ended) or self._name(ended), low + 1))
             if not later:
-                return
+                return None
             low, at_low, high, at_high = later.pop()
+        return None
+
+    def _walk(self, blocks: Sequence[int], start: int, mask: int, held: dict[str, int]) -> None:
+        """Do as `_search` block by block: where nearly every block is somebody's last, that takes less than halving."""
+        names, masks = self._names, list(map(self._holders.get, blocks, repeat(0)))
+        if masks[0] != mask or self._retired or self._unswept:  # else nobody in them but who holds all blocks before
+            masks = [each & mask for each in masks]
+        before = masks[0]
+        for length, now in enumerate(masks, start):
+            if now is not before:
+                ended = before ^ now
+                before = now
+                if ended:
+                    for name in names.get(ended) or self._name(ended):
+                        held[name] = length
 
     def stored(self, worker: str, blocks: Sequence[int], parent: int | None = None) -> None:
         """Note that `worker` now holds `blocks`; those it holds already change nothing.
@@ -129,7 +140,7 @@ class KvIndex:
             parent: the block before the first; None only if ``blocks[0]`` is the first of its prompt.
         """
         holding = self._workers.get(worker) or self._admit(worker)
-        if self._retired:
+        if self._retired or self._unswept:
             self.sweep(2 * len(blocks))
         room = self._max_pairs - self._pairs
         if len(blocks) > room:
@@ -137,13 +148,12 @@ class KvIndex:
             blocks = blocks[:room]
         if not blocks:
             return
+        before = holding.blocks
         if self._mark_new(blocks, holding.bit):
-            holding.add_run(blocks, parent)
+            holding.added_run(parent, blocks[-1], len(blocks))
         else:
-            pairs = zip(blocks, (parent, *blocks), strict=False)
-            blocks = [block for block, before in pairs if holding.add(block, before)]
-            self._mark(blocks, holding.bit)
-        self._pairs += len(blocks)
+            self._mark(blocks, parent, holding)
+        self._pairs += holding.blocks - before
 
     def _mark_new(self, blocks: Sequence[int], bit: int) -> bool:
         """Mark blocks that nobody holds or misses: the common case, done in C; False if they are not so or one repeats."""
@@ -152,30 +162,51 @@ class KvIndex:
             return False
         known = len(holders)
         holders.update(zip(blocks, repeat(bit)))
-        return len(holders) - known == len(blocks)
+        if len(holders) - known == len(blocks):
+            return True
+        for block in set(blocks):
+            del holders[block]
+        return False
 
-    def _mark(self, blocks: Sequence[int], bit: int) -> None:
-        holders, get, one_object = self._holders, self._holders.get, self._masks.setdefault
+    def _mark(self, blocks: Sequence[int], parent: int | None, holding: Holding) -> None:
+        holders, get, one_object, bit = self._holders, self._holders.get, self._masks.setdefault, holding.bit
         for block in blocks:
-            mask = get(block, 0) | bit
-            holders[block] = one_object(mask, mask)
+            mask = get(block, 0)
+            if not mask & bit:
+                mask |= bit
+                holders[block] = one_object(mask, mask)
+                holding.added(block, parent)
+            parent = block
         if len(self._masks) > _MAX_CACHED_MASKS:
             self._masks.clear()
 
-    def removed(self, worker: str, blocks: Sequence[int]) -> None:
-        """Note that `worker` no longer holds `blocks`; those it does not hold change nothing."""
-        if holding := self._workers.get(worker):
-            self._unmark([block for block in blocks if holding.remove(block)], holding.bit)
+    def removed(self, worker: str, blocks: Sequence[int], parents: Sequence[int | None] = ()) -> None:
+        """Note that `worker` no longer holds `blocks`; those it does not hold change nothing.
 
-    def _unmark(self, blocks: Sequence[int], bit: int) -> None:
-        holders, one_object = self._holders, self._masks.setdefault
-        for block in blocks:
-            mask = holders[block] & ~bit
-            if mask:
-                holders[block] = one_object(mask, mask)
-            else:
-                del holders[block]
-        self._pairs -= len(blocks)
+        Args:
+            worker: known; others are ignored.
+            blocks: in any order.
+            parents: the block before each, None where there is none or it is unknown; may end early.
+        """
+        holding = self._workers.get(worker)
+        if holding is None:
+            return
+        get, before = self._holders.get, holding.blocks
+        for block, parent in zip_longest(blocks, parents[: len(blocks)]):
+            mask = get(block, 0)
+            if mask & holding.bit:
+                self._unmark(block, mask ^ holding.bit)
+                holding.removed(block, parent)
+        self._pairs += holding.blocks - before
+        if holding.holes > holding.blocks + _MAX_STALE_HOLES:  # each has a child that is held, unless parents were not told
+            self.cleared(worker)
+
+    def _unmark(self, block: int, mask: int) -> None:
+        """Leave those in `mask` as the block's holders."""
+        if mask:
+            self._holders[block] = self._masks.setdefault(mask, mask)
+        else:
+            del self._holders[block]
 
     def cleared(self, worker: str) -> None:
         """Note that `worker` holds nothing any more; it stays known."""
@@ -188,30 +219,43 @@ class KvIndex:
         if holding := self._workers.pop(worker, None):
             holding.close_holes()
             self._alive &= ~holding.bit
+            del self._named[holding.bit]
             self._names.clear()
-            self._retired.append(holding)
+            if holding.blocks:
+                self._retired |= holding.bit
+            else:
+                heapq.heappush(self._free_bits, holding.bit)
 
     def sweep(self, max_blocks: int) -> int:
-        """Free at most `max_blocks` blocks of forgotten workers, and return how many are left to free."""
-        while self._retired and max_blocks > 0:
-            holding = self._retired[-1]
-            step = min(max_blocks, len(holding.parents))
-            self._unmark([holding.parents.popitem()[0] for _ in range(step)], holding.bit)
-            max_blocks -= step
-            if not holding.parents:
-                heapq.heappush(self._free_bits, holding.bit)
-                self._retired.pop()
-        return sum(len(holding.parents) for holding in self._retired)
+        """Look at `max_blocks` blocks, free those of forgotten workers, and return how many are still to be looked at."""
+        while max_blocks > 0 and (self._unswept or self._retired):
+            if not self._unswept:
+                self._unswept, self._swept, self._retired = list(self._holders), self._retired, 0
+            step = self._unswept[-max_blocks:]
+            del self._unswept[-max_blocks:]
+            max_blocks -= len(step)
+            self._free(step)
+            if not self._unswept:
+                for bit in _bits(self._swept):
+                    heapq.heappush(self._free_bits, bit)
+        return len(self._unswept) + (len(self._holders) if self._retired else 0)
 
-    def snapshot(self, worker: str, max_blocks: int = 65_536) -> Iterator[Run]:
-        """Return what `worker` holds now, as runs of at most `max_blocks`; `stored` for each, in any order, restores it."""
-        holding = self._workers.get(worker)
-        parents = holding.parents if holding else {}
-        return _runs(list(parents), list(parents.values()), max_blocks)
+    def _free(self, blocks: Sequence[int]) -> None:
+        get, swept = self._holders.get, self._swept
+        for block in blocks:
+            mask = get(block, 0)
+            if gone := mask & swept:
+                self._unmark(block, mask ^ gone)
+                self._pairs -= gone.bit_count()
+
+    def held_by(self, worker: str) -> Iterator[int]:
+        """Return what `worker` holds, in no order. Walks the whole index, which must not change meanwhile."""
+        bit = self._workers[worker].bit if worker in self._workers else 0
+        return (block for block, mask in self._holders.items() if mask & bit)
 
     def workers(self) -> dict[str, int]:
         """Return how many blocks each known worker holds."""
-        return {worker: len(holding.parents) for worker, holding in self._workers.items()}
+        return {worker: holding.blocks for worker, holding in self._workers.items()}
 
     def refused(self, worker: str) -> int:
         """Return how many of a worker's blocks were not taken because the index was full."""
@@ -220,15 +264,15 @@ class KvIndex:
 
     def stats(self) -> IndexStats:
         """Return how full the index is; cheap."""
-        holdings = list(self._workers.values())
-        tables = sys.getsizeof(self._holders) + sys.getsizeof(self._holes)
+        holdings = self._workers.values()
+        tables = sum(map(sys.getsizeof, (self._holders, self._holes, self._unswept)))
         return IndexStats(
             workers=len(holdings),
             blocks=len(self._holders),
             pairs=self._pairs,
             holes=sum(holding.holes for holding in holdings),
             refused_blocks=sum(holding.refused_blocks for holding in holdings),
-            size_bytes=tables + _INT_BYTES * self._pairs + sum(each.size_bytes() for each in holdings + self._retired),
+            size_bytes=tables + _INT_BYTES * len(self._holders) + sum(each.size_bytes() for each in holdings),
         )
 
     def _admit(self, worker: str) -> Holding:
@@ -238,22 +282,21 @@ class KvIndex:
             bit = 1 << self._bits
             self._bits += 1
         self._alive |= bit
-        self._names.clear()
-        holding = self._workers[worker] = Holding(bit, self._holes)
+        self._named[bit] = worker
+        holding = self._workers[worker] = Holding(bit, self._holders, self._holes)
         return holding
 
     def _name(self, mask: int) -> tuple[str, ...]:
         """Return the workers in `mask`, and remember them."""
         if len(self._names) > _MAX_CACHED_MASKS:
             self._names.clear()
-        names = self._names[mask] = tuple(name for name, holding in self._workers.items() if holding.bit & mask)
+        names = self._names[mask] = tuple(self._named[bit] for bit in _bits(mask))
         return names
 
 
-def _runs(blocks: list[int], parents: list[int | None], max_blocks: int) -> Iterator[Run]:
-    """Join neighbours that follow one another in their prompt."""
-    start = 0
-    for at in range(1, len(blocks) + 1):
-        if at == len(blocks) or at - start == max_blocks or parents[at] != blocks[at - 1]:
-            yield Run(parents[start], blocks[start:at])
-            start = at
+def _bits(mask: int) -> Iterator[int]:
+    """Return the bits of `mask`, one by one."""
+    while mask:
+        bit = mask & -mask
+        mask ^= bit
+        yield bit

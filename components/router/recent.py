@@ -5,10 +5,22 @@ first block on, a block's expiry is never earlier than that of a block after it:
 
 Two generations of dicts bound the memory without a walk: when the younger is old or full, it becomes the elder, and the
 elder is dropped whole. When many prompts come in, notes may so be dropped before they expire.
+
+Writing 512 blocks down takes longer than the rest of a decision. So a note is only put on a pile, which is written down
+before the next look, or by `settle` when there is time.
 """
 
 from collections.abc import Sequence
 from itertools import repeat
+from typing import NamedTuple
+
+_MAX_PILE = 64
+
+
+class _Note(NamedTuple):
+    worker: str
+    blocks: Sequence[int]
+    noted_s: float
 
 
 class RecentChoices:
@@ -27,20 +39,30 @@ class RecentChoices:
         self._elder: dict[str, dict[int, float]] = {}
         self._young_blocks = 0
         self._young_until_s = 0.0
+        self._pile: list[_Note] = []
 
     def note(self, worker: str, blocks: Sequence[int], now_s: float) -> None:
         """Remember that a prompt with these `blocks`, from its first on, goes to `worker`."""
-        blocks = blocks[: self._max_young]
-        self._age(now_s, len(blocks))
-        known = self._young.setdefault(worker, {})
-        before = len(known)
-        known.update(zip(blocks, repeat(now_s + self._ttl_s)))
-        self._young_blocks += len(known) - before
+        self._pile.append(_Note(worker, blocks, now_s))
+        if len(self._pile) > _MAX_PILE:
+            self.settle()
+
+    def settle(self) -> None:
+        """Write down what was noted; changes nothing that can be seen."""
+        pile, self._pile = self._pile, []
+        for note in pile:
+            blocks = note.blocks[: self._max_young]
+            self._age(note.noted_s, len(blocks))
+            known = self._young.setdefault(note.worker, {})
+            before = len(known)
+            known.update(zip(blocks, repeat(note.noted_s + self._ttl_s)))
+            self._young_blocks += len(known) - before
 
     def overlap(self, blocks: Sequence[int], now_s: float) -> dict[str, int]:
         """Return how many leading `blocks` each worker counts as holding; workers that hold none are left out."""
         if not blocks:
             return {}
+        self.settle()
         held: dict[str, int] = {}
         for generation in (self._elder, self._young):
             for worker, known in generation.items():
@@ -51,11 +73,13 @@ class RecentChoices:
 
     def forget(self, worker: str) -> None:
         """Drop all notes of `worker`."""
+        self._pile = [note for note in self._pile if note.worker != worker]
         self._young_blocks -= len(self._young.pop(worker, ()))
         self._elder.pop(worker, None)
 
     def blocks(self) -> int:
         """Return how many blocks are remembered, expired ones included."""
+        self.settle()
         return self._young_blocks + sum(map(len, self._elder.values()))
 
     def _age(self, now_s: float, more_blocks: int) -> None:

@@ -4,9 +4,6 @@ from dataclasses import dataclass
 
 from components.wire.messages import ProcessState, ProcessStatus, WorkerRole, WorkerStatus
 
-SILENT_S = 3.0
-"""A process not heard of for so long is gone."""
-
 _LAST_WORDS = frozenset({ProcessState.STOPPED, ProcessState.FAILED})
 _GONE = frozenset({ProcessState.STARTING, ProcessState.STOPPED, ProcessState.FAILED})
 
@@ -31,15 +28,17 @@ class Present:
 class Roster:
     """The workers of one model, and the other routers."""
 
-    def __init__(self, model: str, name: str) -> None:
+    def __init__(self, model: str, name: str, silence_timeout_s: float) -> None:
         """Know nobody.
 
         Args:
             model: workers of other models are not listed.
             name: this router's, which does not count as another one.
+            silence_timeout_s: a process not heard of for so long is gone.
         """
         self._model = model
         self._name = name
+        self._silence_timeout_s = silence_timeout_s
         self._peers: dict[str, float] = {}
         self.workers: dict[str, Present] = {}
         self.draining: set[str] = set()
@@ -73,9 +72,9 @@ class Roster:
 
     def expire(self, now_s: float) -> list[str]:
         """Drop who has been silent for too long, and return the workers among them."""
-        for name in [name for name, heard_s in self._peers.items() if now_s - heard_s > SILENT_S]:
+        for name in [name for name, heard_s in self._peers.items() if now_s - heard_s > self._silence_timeout_s]:
             del self._peers[name]
-        gone = [name for name, present in self.workers.items() if now_s - present.heard_s > SILENT_S]
+        gone = [name for name, present in self.workers.items() if now_s - present.heard_s > self._silence_timeout_s]
         for name in gone:
             self._drop(name)
         return gone

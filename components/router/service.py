@@ -5,7 +5,6 @@ Knows messages and the clock; what they mean for a choice stands in `chooser`, `
 
 import asyncio
 import logging
-import math
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -13,7 +12,7 @@ from collections.abc import Iterable
 from components.bus.client import Bus, BusError
 from components.bus.member import Nothing
 from components.graph.schema import RouterSettings
-from components.router.answers import entry, told
+from components.router.answers import entry, left_s, told
 from components.router.chooser import Chooser, Decision
 from components.router.cost import Candidate, Prompt
 from components.router.feed import Feed
@@ -31,7 +30,6 @@ log = logging.getLogger(__name__)
 QUEUE = "routers"
 _TICK_S = 0.1
 _SWEEP_BLOCKS = 20_000
-_LONGEST_S = 3600.0
 _RETRY_AFTER_S = 1.0
 _MAX_EARLY = 4096
 
@@ -45,6 +43,7 @@ class RouterService:
         model: str,
         settings: RouterSettings,
         block_size: int,
+        silence_timeout_s: float,
         chooser: Chooser,
         metrics: Metrics,
         bus: Bus,
@@ -57,6 +56,7 @@ class RouterService:
             model: the one it routes for.
             settings: the graph's.
             block_size: tokens a block.
+            silence_timeout_s: a process not heard of for so long is gone.
             chooser: decides.
             metrics: counts.
             bus: the connection.
@@ -69,12 +69,13 @@ class RouterService:
         self.chooser = chooser
         self.feed = Feed(chooser, name)
         self._hears_kv = settings.wants_kv_events
-        self.roster = Roster(model, name)
+        self.roster = Roster(model, name, silence_timeout_s)
         self.journal = Journal()
         self._metrics = metrics
         self._bus = bus
         self._subjects = subjects
         self._trust: dict[str, Trust] = {}
+        self._chosen = asyncio.Event()
         self._finished_early: OrderedDict[str, None] = OrderedDict()
 
     async def listen(self) -> None:
@@ -101,6 +102,7 @@ class RouterService:
         if request.dry_run or self._withdrawn(request.request_id):
             return self._reply(self.explain(prompt, request.excluded), everything=request.dry_run)
         decision = self._decide(request, prompt)
+        self._chosen.set()
         if decision.choice is None:
             self._metrics.refused()
         elif not self.roster.alone:
@@ -142,6 +144,14 @@ class RouterService:
             if self._hears_kv:
                 self._log_trust()
 
+    async def tidy(self) -> None:
+        """Do after each answer what choosing has put off; for ever."""
+        while True:
+            await self._chosen.wait()
+            self._chosen.clear()
+            await asyncio.sleep(0)  # the answer goes first
+            self.chooser.settle()
+
     def _check(self, request: RouteRequest) -> None:
         if request.model != self.model:
             raise ModelNotFoundError(f"{self.name} routes for {self.model!r}, not {request.model!r}", param="model")
@@ -166,7 +176,9 @@ class RouterService:
         priced_s = time.perf_counter()
         choice = self.chooser.pick(prompt, candidates, now_s)
         if choice is not None:
-            self.chooser.book(request.request_id, prompt, choice, now_s, _deadline_s(request.deadline_unix_s, now_s))
+            self.chooser.book(
+                request.request_id, prompt, choice, now_s, now_s + left_s(request.deadline_unix_s, time.time())
+            )
         end_s = time.perf_counter()
         self._metrics.lookup_s.observe(looked_up_s - start_s)
         self._metrics.price_s.observe(priced_s - looked_up_s)
@@ -233,7 +245,7 @@ class RouterService:
         if notice.router == self.name or notice.worker not in self.roster.workers:
             return
         prompt = Prompt(notice.blocks, max(notice.prompt_tokens, 0), notice.session)
-        deadline_s = _deadline_s(notice.deadline_unix_s, now_s)
+        deadline_s = now_s + left_s(notice.deadline_unix_s, time.time())
         self.chooser.note(notice.request_id, prompt, notice.worker, max(notice.uncached_tokens, 0), now_s, deadline_s)
         if notice.request_id in self._finished_early:
             del self._finished_early[notice.request_id]
@@ -288,9 +300,3 @@ class RouterService:
                 level = logging.INFO if trust is Trust.EXACT else logging.WARNING
                 log.log(level, "trust in KV events", extra={"worker": worker, "trust": trust, "why": self.feed.why(worker)})
         self._trust = now
-
-
-def _deadline_s(unix_s: float, now_s: float) -> float:
-    """Return a deadline on the monotonic clock; one that is no moment in the next hour becomes an hour from now."""
-    left_s = unix_s - time.time()
-    return now_s + (left_s if math.isfinite(left_s) and 0 < left_s < _LONGEST_S else _LONGEST_S)

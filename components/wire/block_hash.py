@@ -9,6 +9,8 @@ Knows nothing of engines; only full blocks have a hash.
 """
 
 import struct
+import sys
+from array import array
 from collections.abc import Sequence
 
 import msgspec
@@ -43,11 +45,11 @@ def block_hashes(token_ids: Sequence[int], block_size: int, root: int) -> list[i
         ValueError: an id, the block size or the root is out of range or no integer.
     """
     _check(block_size, root)
-    tokens = len(token_ids) - len(token_ids) % block_size
-    data = _pack(token_ids if tokens == len(token_ids) else token_ids[:tokens])
-    digest, step = xxhash.xxh3_64_intdigest, block_size * _BYTES_A_TOKEN
-    parent = root
-    return [parent := digest(data[at : at + step], parent) & HASH_MASK for at in range(0, len(data), step)]
+    whole = len(token_ids) - len(token_ids) % block_size
+    data = _pack(token_ids if whole == len(token_ids) else token_ids[:whole])
+    digest, parent = xxhash.xxh3_64_intdigest, root
+    of_a_block = struct.iter_unpack(f"{block_size * _BYTES_A_TOKEN}s", data)
+    return [parent := digest(tokens, parent) & HASH_MASK for (tokens,) in of_a_block]
 
 
 def extend(parent: int, token_ids: Sequence[int], block_size: int) -> list[int]:
@@ -77,6 +79,9 @@ def _check(block_size: int, root: int) -> None:
 def _pack(token_ids: Sequence[int]) -> bytes:
     """Return the ids as little-endian uint32."""
     try:
-        return struct.pack(f"<{len(token_ids)}I", *token_ids)
-    except struct.error as error:
+        ids = array("I", token_ids)
+    except (OverflowError, TypeError) as error:
         raise ValueError("token ids must be integers in 0 … 2**32 - 1") from error
+    if sys.byteorder == "big":
+        ids.byteswap()
+    return ids.tobytes()

@@ -33,10 +33,17 @@ class KvStored(Message, frozen=True, tag="stored", tag_field="kind"):
 
 
 class KvRemoved(Message, frozen=True, tag="removed", tag_field="kind"):
-    """Blocks that are gone from a tier."""
+    """Blocks that are gone from a tier.
+
+    Attributes:
+        blocks: in any order.
+        tier: where they lay.
+        parents: the block before each, so that nobody else must remember; None where a prompt begins or it is not known.
+    """
 
     blocks: list[int]
     tier: Tier = Tier.DEVICE
+    parents: list[int | None] = []
 
 
 class KvCleared(Message, frozen=True, tag="cleared", tag_field="kind"):

@@ -16,17 +16,17 @@ class HeldBlocks:
     def __len__(self) -> int:
         return sum(map(len, self._tiers.values()))
 
-    def apply(self, change: KvChange) -> None:
-        """Follow one change; what is held already, or not held, changes nothing."""
+    def apply(self, change: KvChange) -> KvChange:
+        """Follow one change, and return it as it is told; what is held already, or not held, changes nothing."""
         if isinstance(change, KvStored):
             held = self._tiers.setdefault(change.tier, {})
             held.update(zip(change.blocks, (change.parent, *change.blocks), strict=False))
         elif isinstance(change, KvRemoved):
             held = self._tiers.get(change.tier, {})
-            for block in change.blocks:
-                held.pop(block, None)
+            return KvRemoved(change.blocks, change.tier, [held.pop(block, None) for block in change.blocks])
         elif isinstance(change, KvCleared):
             self._tiers.clear()
+        return change
 
     def leading(self, blocks: Sequence[int]) -> int:
         """Return how many of a prompt's `blocks`, from the first on, lie in the engine's own cache."""

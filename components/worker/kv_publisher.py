@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 REPEAT_INTERVAL_S = 1.0
 MAX_BATCH_BLOCKS = 4096
 MAX_CHUNK_BLOCKS = 20_480
-_BLOCK_BYTES = 11
-"""What a block takes on the wire, and its share of its run's frame, at most."""
+_BLOCK_BYTES = 20
+"""What a block takes on the wire, its parent if it is gone, and its share of its run's frame, at most."""
 _FRAME_BYTES = 1024
 """What a message takes beside its blocks, amply."""
 
@@ -59,10 +59,9 @@ class KvPublisher:
                 self._seq += 1
             for changes in portions(update.changes, self._at_most(MAX_BATCH_BLOCKS)):
                 self._seq += 1
-                for change in changes:
-                    self.held.apply(change)
+                told = [self.held.apply(change) for change in changes]
                 self._metrics.held_blocks.set(len(self.held))
-                await self._send(changes)
+                await self._send(told)
 
     async def keep_alive(self) -> None:
         """Once a second repeat the last number, so that a lost last batch is noticed; for ever."""

@@ -133,6 +133,9 @@ async def test_an_edge_without_workers_and_a_machine_of_workers(nats: Nats, mach
     assert set(load.workers_since(0)) == {"decode-b-0", "decode-b-1"}
     listed = await asyncio.to_thread(edge.run, "router", "workers", "--json")
     assert listed.stdout.count('"trust": "exact"') == 2, listed.stdout
+    elsewhere = await asyncio.to_thread(workers.run, "router", "workers")
+    assert elsewhere.returncode == 1
+    assert "runs no router" in elsewhere.stderr
 
 
 async def test_a_second_machine_of_the_same_name_is_refused(nats: Nats, machines: ExitStack, tmp_path: Path) -> None:

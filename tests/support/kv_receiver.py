@@ -20,12 +20,12 @@ def apply(index: KvIndex, worker: str, change: KvChange) -> None:
     elif isinstance(change, KvStored):
         index.stored(worker, change.blocks, change.parent)
     elif isinstance(change, KvRemoved):
-        index.removed(worker, change.blocks)
+        index.removed(worker, change.blocks, change.parents)
 
 
 def blocks(index: KvIndex, worker: str) -> set[int]:
     """Return all blocks of `worker` in the index."""
-    return {block for run in index.snapshot(worker) for block in run.blocks}
+    return set(index.held_by(worker))
 
 
 class KvReceiver:

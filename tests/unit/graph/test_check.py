@@ -44,6 +44,7 @@ def refusal(*overrides: str) -> str:
         ("decode.engine={kind: vllm, max_model_len: 0}", f"{ENGINE}.max_model_len: must be at least 1, or -1"),
         ("decode.engine={kind: vllm, kv_cache_gb: 0}", f"{ENGINE}.kv_cache_gb: must be more than 0, not 0.0"),
         ("decode.gpus=[0]", "components.decode.gpus: is for vLLM; the sim engine uses none"),
+        ("supervision.silence_timeout_s=1", "supervision.silence_timeout_s: must be more than 1, statuses come so often"),
         ("decode.replicas=100000", "components.decode.replicas: must be at most 4096, not 100000"),
         ("processor.replicas=4097", "components.processor.replicas: must be at most 4096, not 4097"),
         ("nats=http://h:4222", "nats: must be host:port after one of nats://, tls://, ws://, wss://, not 'http://h:4222'"),

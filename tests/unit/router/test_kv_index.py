@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from components.router.kv_index import KvIndex
+from components.wire.kv import KvCleared, KvRemoved, KvStored
+from components.worker.kv_held import HeldBlocks, portions
 
 WORKERS = ["a", "b", "c", "d", "e"]
 
@@ -40,6 +42,7 @@ class IndexAgainstModel(RuleBasedStateMachine):
         self.prompts = [self.path(block) for block in range(len(parents))]
         self.index = KvIndex()
         self.model = NaiveIndex()
+        self.held = {worker: HeldBlocks() for worker in WORKERS}
 
     def path(self, block: int) -> list[int]:
         """Return the prompt that ends with `block`, as hashes."""
@@ -55,19 +58,24 @@ class IndexAgainstModel(RuleBasedStateMachine):
         prompt = self.prompts[block % len(self.prompts)]
         start %= len(prompt)
         blocks = prompt[start : start + length]
-        self.index.stored(worker, blocks, prompt[start - 1] if start else None)
+        parent = prompt[start - 1] if start else None
+        self.index.stored(worker, blocks, parent)
+        self.held[worker].apply(KvStored(blocks, parent))
         self.model.held.setdefault(worker, set()).update(blocks)
 
     @rule(worker=st.sampled_from(WORKERS), blocks=st.lists(st.integers(1000, 1031), max_size=6))
     def remove(self, worker: str, blocks: list[int]) -> None:
-        """A worker removes any blocks, held or not, in any order."""
-        self.index.removed(worker, blocks)
+        """A worker removes any blocks, held or not, in any order, and tells their parents."""
+        told = self.held[worker].apply(KvRemoved(blocks))
+        assert isinstance(told, KvRemoved)
+        self.index.removed(worker, told.blocks, told.parents)
         self.model.held.get(worker, set()).difference_update(blocks)
 
     @rule(worker=st.sampled_from(WORKERS))
     def clear(self, worker: str) -> None:
         """A worker drops everything."""
         self.index.cleared(worker)
+        self.held[worker].apply(KvCleared())
         if worker in self.model.held:
             self.model.held[worker] = set()
 
@@ -75,6 +83,7 @@ class IndexAgainstModel(RuleBasedStateMachine):
     def forget(self, worker: str) -> None:
         """A worker leaves."""
         self.index.forget(worker)
+        self.held[worker] = HeldBlocks()
         self.model.held.pop(worker, None)
 
     @rule(blocks=st.integers(1, 20))
@@ -84,13 +93,14 @@ class IndexAgainstModel(RuleBasedStateMachine):
 
     @rule(worker=st.sampled_from(WORKERS), chunk=st.integers(1, 10), seed=st.randoms(use_true_random=False))
     def restore(self, worker: str, chunk: int, seed: random.Random) -> None:
-        """A snapshot, replayed in any order onto a cleared worker, changes nothing."""
-        runs = list(self.index.snapshot(worker, chunk))
-        assert all(len(run.blocks) <= chunk for run in runs)
+        """The worker's snapshot, replayed in any order onto nothing, changes nothing."""
+        runs = [run for portion in portions(self.held[worker].runs(), chunk) for run in portion]
         seed.shuffle(runs)
         self.index.cleared(worker)
         for run in runs:
+            assert isinstance(run, KvStored)
             self.index.stored(worker, run.blocks, run.parent)
+            self.model.held.setdefault(worker, set())
 
     @invariant()
     def overlaps_are_equal(self) -> None:
@@ -105,6 +115,7 @@ class IndexAgainstModel(RuleBasedStateMachine):
         if not hasattr(self, "index"):
             return
         assert self.index.workers() == {worker: len(held) for worker, held in self.model.held.items()}
+        assert all(set(self.index.held_by(worker)) == held for worker, held in self.model.held.items())
         parents = {1000 + block: 1000 + parent for block, parent in enumerate(self.parent) if parent >= 0}
         holes = [{parents[block] for block in held if block in parents} - held for held in self.model.held.values()]
         assert self.index.stats().holes == sum(map(len, holes))
@@ -138,7 +149,7 @@ def test_a_removed_middle_cuts_the_prefix_until_it_is_back() -> None:
     """Later blocks stay in the cache, but count again only when the gap is filled."""
     index = KvIndex()
     index.stored("a", [1, 2, 3, 4, 5, 6])
-    index.removed("a", [3, 4])
+    index.removed("a", [3, 4], [2, 3])
     assert index.overlap([1, 2, 3, 4, 5, 6]) == {"a": 2}
     index.stored("a", [3], parent=2)
     assert index.overlap([1, 2, 3, 4, 5, 6]) == {"a": 3}
@@ -162,7 +173,7 @@ def test_a_full_index_refuses_the_rest_of_a_run_and_says_so() -> None:
     assert index.overlap([1, 2, 3, 4]) == {"a": 3, "b": 2}
     assert index.stats().pairs == 5
     assert index.stats().refused_blocks == 2
-    index.removed("a", [3, 2])
+    index.removed("a", [3, 2], [2, 1])
     index.stored("b", [3, 4], parent=2)
     assert index.overlap([1, 2, 3, 4]) == {"a": 1, "b": 4}
 
@@ -201,22 +212,6 @@ def test_events_that_contradict_themselves_leave_nothing_behind(blocks: list[int
     index.stored("a", blocks, parent)
     index.stored("a", [4], parent=blocks[-1])
     assert index.stats().pairs == len({*blocks, 4})
-    index.removed("a", [*blocks, 4])
+    index.removed("a", [*blocks, 4], [parent, *blocks, blocks[-1]])
     stats = index.stats()
     assert (stats.blocks, stats.pairs, stats.holes) == (0, 0, 0)
-
-
-def test_a_snapshot_joins_what_belongs_together() -> None:
-    """Blocks stored one by one come back as one run; a fork starts another."""
-    index = KvIndex()
-    for block in range(1, 6):
-        index.stored("a", [block], parent=block - 1 or None)
-    index.stored("a", [10, 11], parent=3)
-    runs = [(run.parent, run.blocks) for run in index.snapshot("a")]
-    assert runs == [(None, [1, 2, 3, 4, 5]), (3, [10, 11])]
-    assert [(run.parent, run.blocks) for run in index.snapshot("a", max_blocks=3)] == [
-        (None, [1, 2, 3]),
-        (3, [4, 5]),
-        (3, [10, 11]),
-    ]
-    assert list(index.snapshot("nobody")) == []

@@ -25,6 +25,8 @@ def test_overlap_is_what_the_living_notes_cover(notes: list[tuple[str, int, int,
         now_s += pause_s
         recent.note(worker, prompt(kind, length), now_s)
         made.append((worker, prompt(kind, length), now_s))
+        if pause_s < 1.0:
+            recent.settle()
         for asked in range(3):
             blocks = prompt(asked, 12)
             expected: dict[str, int] = {}

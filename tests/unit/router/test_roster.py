@@ -1,7 +1,9 @@
 """Tests for the roster: who is there, who drains, who is gone, and whether there are other routers."""
 
-from components.router.roster import SILENT_S, Roster
+from components.router.roster import Roster
 from components.wire.messages import ProcessState, ProcessStatus, WorkerStatus
+
+SILENT_S = 3.0
 
 
 def status(
@@ -18,7 +20,7 @@ def status(
 
 def test_workers_of_the_model_are_there() -> None:
     """Those of another model are not, nor are processes that are no workers."""
-    roster = Roster("demo", "router-0")
+    roster = Roster("demo", "router-0", SILENT_S)
     for each in (status("decode-0"), status("other-0", model="else"), status("processor-0", component="processor")):
         assert not roster.hear(each, 1.0)
     assert list(roster.workers) == ["decode-0"]
@@ -26,7 +28,7 @@ def test_workers_of_the_model_are_there() -> None:
 
 def test_a_draining_worker_is_there_but_marked() -> None:
     """Until it is ready again or gone."""
-    roster = Roster("demo", "router-0")
+    roster = Roster("demo", "router-0", SILENT_S)
     roster.hear(status("decode-0", ProcessState.DRAINING), 1.0)
     assert (list(roster.workers), roster.draining) == (["decode-0"], {"decode-0"})
     roster.hear(status("decode-0"), 2.0)
@@ -39,7 +41,7 @@ def test_a_draining_worker_is_there_but_marked() -> None:
 
 def test_the_last_word_of_a_former_life_ends_nobody() -> None:
     """It may come after its successor's first."""
-    roster = Roster("demo", "router-0")
+    roster = Roster("demo", "router-0", SILENT_S)
     roster.hear(status("decode-0", incarnation="new"), 1.0)
     for state in (ProcessState.STOPPED, ProcessState.FAILED):
         assert not roster.hear(status("decode-0", state, incarnation="old"), 2.0)
@@ -48,7 +50,7 @@ def test_the_last_word_of_a_former_life_ends_nobody() -> None:
 
 def test_who_is_silent_is_gone() -> None:
     """Unless the bus was away, which excuses all."""
-    roster = Roster("demo", "router-0")
+    roster = Roster("demo", "router-0", SILENT_S)
     roster.hear(status("decode-0"), 1.0)
     roster.hear(status("decode-1"), 1.0)
     assert roster.expire(1.0 + SILENT_S) == []
@@ -61,7 +63,7 @@ def test_who_is_silent_is_gone() -> None:
 
 def test_other_routers_are_heard() -> None:
     """A router alone tells nobody of its choices; it does not count itself."""
-    roster = Roster("demo", "router-0")
+    roster = Roster("demo", "router-0", SILENT_S)
     roster.hear(status("router-0", component="router"), 1.0)
     assert roster.alone
     roster.hear(status("router-1", component="router"), 1.0)

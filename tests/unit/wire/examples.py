@@ -93,7 +93,10 @@ EXAMPLES: dict[str, Message | ErrorReply] = {
         "r-0-0", "processor-0", "demo", [1, 2, 300, 70000], _SAMPLING, 1790000000.5, "salt", 2, _TOOLS
     ),
     "KvBatch": KvBatch(
-        "decode-0", "a1b2", 3, [KvStored([11, 2**60 - 1], 10, Tier.HOST), KvRemoved([7], Tier.DISK), KvCleared()]
+        "decode-0",
+        "a1b2",
+        3,
+        [KvStored([11, 2**60 - 1], 10, Tier.HOST), KvRemoved([7, 8], Tier.DISK, [None, 7]), KvCleared()],
     ),
     "SnapshotRequest": SnapshotRequest("s1", "penstock.g.kv_chunks.router-0"),
     "SnapshotChunk": SnapshotChunk("s1", "decode-0", "a1b2", 3, 1, True, False, [KvStored([11, 12])]),
