@@ -21,7 +21,7 @@ from components.bus.delivery import Delivery
 from components.bus.jetstream import MSG_ID, JetStream, JetStreamAwayError
 from components.bus.pull import Arrived, Pull, PullBroken
 from components.wire.messages import Message, decode
-from components.wire.subjects import Subjects, stream_name, token
+from components.wire.subjects import Subjects, name_of, stream_name, token
 
 log = logging.getLogger(__name__)
 
@@ -203,6 +203,14 @@ class WorkQueue(Generic[M]):
         except JetStreamAwayError:  # nobody has taken from this lane yet
             return QueueState(here, 0, oldest_age_s, 0)
         return QueueState(consumer.num_pending, consumer.num_ack_pending, oldest_age_s, consumer.num_waiting)
+
+    async def lanes(self) -> list[str]:
+        """Return every lane that somebody has taken from, and this one.
+
+        Raises:
+            BusError: JetStream does not answer.
+        """
+        return sorted({self._lane, *map(name_of, await self._jetstream.consumers(self._stream))})
 
     async def watch(self, every_s: float) -> None:
         """Keep `recent_state` fresh, for ever; to be run by the owner's task group."""

@@ -4,7 +4,7 @@ A subject is ``penstock.<graph>.<what>[.<who>]``; ``<graph>`` keeps several grap
 users become one safe token first (`token`), because NATS reads ``.``, ``*`` and ``>`` in them.
 """
 
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 ROOT = "penstock"
 
@@ -18,6 +18,11 @@ def token(name: str) -> str:
     if not name:
         raise ValueError("a name used in a NATS subject must not be empty")
     return quote(name, safe="-_").replace(".", "%2E").replace("~", "%7E").replace("%", "=")
+
+
+def name_of(token_: str) -> str:
+    """Return the name that `token` made `token_` of."""
+    return unquote(token_.replace("=", "%"))
 
 
 def stream_name(subject: str) -> str:
