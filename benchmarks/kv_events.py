@@ -29,11 +29,11 @@ from prometheus_client import CollectorRegistry
 from benchmarks.report import show, spread, write_json
 from components.bus.client import Bus
 from components.bus.server import NatsServerPlan
-from components.worker.kv_publisher import KvPublisher
 from components.graph.schema import Nats
 from components.router.kv_index import KvIndex
 from components.wire.kv import KvBatch, KvRemoved, KvStored, Tier
 from components.wire.subjects import Subjects
+from components.worker.kv_publisher import KvPublisher
 
 SUBJECTS = Subjects("bench")
 EVENT_BLOCKS, BLOCK_SIZE = 64, 32

@@ -27,13 +27,13 @@ from prometheus_client import CollectorRegistry
 from benchmarks.report import show, spread, write_json
 from components.bus.client import Bus
 from components.bus.server import NatsServerPlan
-from components.worker.kv_publisher import KvPublisher
 from components.engine.protocol import KvUpdate
 from components.graph.schema import Nats
 from components.wire.kv import KvStored
 from components.wire.messages import ProcessState, ProcessStatus, WorkerStatus
 from components.wire.routing import RouteEvent, RouteNotice, RouteReply, RouteRequest
 from components.wire.subjects import Subjects
+from components.worker.kv_publisher import KvPublisher
 
 BLOCK_SIZE = 32
 WORKERS = 8

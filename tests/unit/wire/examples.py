@@ -26,6 +26,14 @@ from components.wire.messages import (
     WorkerLoad,
     WorkerStatus,
 )
+from components.wire.prefill import (
+    DisaggChange,
+    DisaggRules,
+    PrefillCancel,
+    PrefillJob,
+    PrefillProgress,
+    PrefillState,
+)
 from components.wire.queueing import DeadLetter
 from components.wire.routing import (
     RouteCandidate,
@@ -97,6 +105,13 @@ EXAMPLES: dict[str, Message | ErrorReply] = {
     ),
     "SnapshotRequest": SnapshotRequest("s1", "penstock.g.kv_chunks.router-0"),
     "SnapshotChunk": SnapshotChunk("s1", "decode-0", "a1b2", 3, 1, True, False, [KvStored([11, 12])]),
+    "PrefillJob": PrefillJob("r-0-0", "decode-0", "demo", [1, 2, 300], 1790000000.5, 1790000010.5, "salt"),
+    "PrefillProgress": PrefillProgress(
+        "r-0-0", "prefill-0", PrefillState.FAILED, 1024, 0.002, 0.25, 0.004, ErrorReply(ErrorCode.INTERNAL, "why")
+    ),
+    "PrefillCancel": PrefillCancel(["r-0-0", "r-1-0"]),
+    "DisaggChange": DisaggChange({"max_local_prefill_tokens": 1000, "always": True}),
+    "DisaggRules": DisaggRules("decode-0", {"enabled": True, "max_wait_s": 10.0}, _ERROR),
     "RouteRequest": RouteRequest("r", "demo", [1, 2], 70, 1790000000.5, "session-1", ["decode-1"], True),
     "RouteReply": RouteReply("kv", _CANDIDATE, [_CANDIDATE], "router-0"),
     "RouteNotice": RouteNotice(
