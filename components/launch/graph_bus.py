@@ -56,7 +56,7 @@ def ask_graph(state: GraphState, question: Callable[[GraphBus], Awaitable[T]]) -
 async def _connected(state: GraphState) -> AsyncIterator[GraphBus]:
     graph = load_graph(StateFolder(state.graph).graph_file)
     nats = Nats(url=graph.nats) if isinstance(graph.nats, str) else graph.nats
-    _take_over(_secrets(state))
+    _take_over(graph_secrets(state))
     bus = await Bus.connect(nats, f"{graph.part}/command", _CONNECT_S)
     try:
         yield GraphBus(state, graph, bus)
@@ -64,7 +64,7 @@ async def _connected(state: GraphState) -> AsyncIterator[GraphBus]:
         await bus.close()
 
 
-def _secrets(state: GraphState) -> Mapping[str, str]:
+def graph_secrets(state: GraphState) -> Mapping[str, str]:
     """Return the NATS secrets of the graph, which stand in no file: a process of it has them, for its owner to see."""
     for process in state.processes:
         try:
@@ -73,7 +73,7 @@ def _secrets(state: GraphState) -> Mapping[str, str]:
             continue
         if environment.get(RUN_VARIABLE) == state.run:
             return {name: environment[name] for name in SECRETS if name in environment}
-    return os.environ
+    return {name: os.environ[name] for name in SECRETS if name in os.environ}
 
 
 def _take_over(secrets: Mapping[str, str]) -> None:

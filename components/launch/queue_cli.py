@@ -78,7 +78,7 @@ class DeadView(msgspec.Struct, frozen=True):
 @queue_app.command()
 def show(name: Name = None, as_json: AsJson = False) -> None:
     """Show what waits, what is under way and how old it is; the default command."""
-    lanes = ask_graph(_state(name), _lanes)
+    lanes = ask_graph(_state(name), see_lanes)
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(lanes), indent=2))
         return
@@ -95,7 +95,7 @@ def dead(
 ) -> None:
     """List the jobs that were given up, oldest first, with the reason."""
     now_s = time.time()
-    letters = ask_graph(_state(name), lambda connected: _list_dead(connected, count))
+    letters = ask_graph(_state(name), lambda connected: list_letters(connected, count))
     views = [dead_view(letter, now_s) for letter in letters]
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(views), indent=2))
@@ -109,7 +109,7 @@ def dead(
 def redrive(job_id: JobId, name: Name = None) -> None:
     """Put a job that was given up back into its queue, as new."""
     state = _state(name)
-    if not ask_graph(state, lambda connected: _redrive(connected, job_id)):
+    if not ask_graph(state, lambda connected: redrive_letter(connected, job_id)):
         fail(f"graph {state.graph} has no dead letter of job {job_id}", exit_code=1)
     typer.echo(f"{job_id} is in its queue again")
 
@@ -118,7 +118,7 @@ def redrive(job_id: JobId, name: Name = None) -> None:
 def drop(job_id: JobId, name: Name = None) -> None:
     """Delete the dead letter of a job, for good."""
     state = _state(name)
-    if not ask_graph(state, lambda connected: _drop(connected, job_id)):
+    if not ask_graph(state, lambda connected: drop_letter(connected, job_id)):
         fail(f"graph {state.graph} has no dead letter of job {job_id}", exit_code=1)
     typer.echo(f"{job_id} is gone")
 
@@ -135,7 +135,8 @@ def _state(name: str | None) -> GraphState:
     return state
 
 
-async def _lanes(connected: GraphBus) -> list[LaneView]:
+async def see_lanes(connected: GraphBus) -> list[LaneView]:
+    """Return how each lane of the prefill queue stands: of every host that has taken from it, and of this one."""
     bus, subjects, graph = connected.bus, connected.subjects, connected.graph
     own = await open_prefill_queue(bus, subjects, graph)
     dead_letters = await own.dead.count()
@@ -153,15 +154,18 @@ async def _dead_letters(connected: GraphBus) -> DeadLetters:
     return (await open_prefill_queue(connected.bus, connected.subjects, connected.graph)).dead
 
 
-async def _list_dead(connected: GraphBus, most: int) -> list[DeadLetter]:
+async def list_letters(connected: GraphBus, most: int) -> list[DeadLetter]:
+    """Return up to `most` dead letters, oldest first."""
     return await (await _dead_letters(connected)).list(most)
 
 
-async def _redrive(connected: GraphBus, job_id: str) -> bool:
+async def redrive_letter(connected: GraphBus, job_id: str) -> bool:
+    """Put a job back into its queue; returns False when it has no dead letter."""
     return await (await _dead_letters(connected)).redrive(job_id)
 
 
-async def _drop(connected: GraphBus, job_id: str) -> bool:
+async def drop_letter(connected: GraphBus, job_id: str) -> bool:
+    """Delete a dead letter; returns False when there is none."""
     return await (await _dead_letters(connected)).drop(job_id)
 
 

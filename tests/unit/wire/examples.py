@@ -24,6 +24,7 @@ from components.wire.messages import (
     ToolCallDelta,
     ToolParsing,
     WorkerLoad,
+    WorkerRole,
     WorkerStatus,
 )
 from components.wire.prefill import (
@@ -86,7 +87,7 @@ _DELTA = TokenDelta(
     error=_ERROR,
 )
 _LOAD = WorkerLoad(3, 1, 0.25, 1000, 640, 200)
-_WORKER = WorkerStatus("demo", 4096, 32, 512, _LOAD, True)
+_WORKER = WorkerStatus("demo", 4096, 32, 512, _LOAD, True, WorkerRole.PREFILL, "lmcache-0")
 _CANDIDATE = RouteCandidate(
     "decode-0", Trust.DEGRADED, 10, 12, 3, 480, 4, 1000, 9000, 0.012, 0.001, 0.03, 0.02, 0.005, 0.068
 )
