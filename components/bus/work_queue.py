@@ -204,14 +204,6 @@ class WorkQueue(Generic[M]):
             return QueueState(here, 0, oldest_age_s, 0)
         return QueueState(consumer.num_pending, consumer.num_ack_pending, oldest_age_s, consumer.num_waiting)
 
-    async def lanes(self) -> list[str]:
-        """Return every lane that somebody has taken from, and this one.
-
-        Raises:
-            BusError: JetStream does not answer.
-        """
-        return sorted({self._lane, *map(name_of, await self._jetstream.consumers(self._stream))})
-
     async def watch(self, every_s: float) -> None:
         """Keep `recent_state` fresh, for ever; to be run by the owner's task group."""
         self._patience_s = every_s * _MISSED_REFRESHES
@@ -228,6 +220,14 @@ class WorkQueue(Generic[M]):
         if self._state is None or time.monotonic() - self._state[1] > self._patience_s:
             return None
         return self._state[0]
+
+    async def lanes(self) -> list[str]:
+        """Return every lane that somebody has taken from, and this one.
+
+        Raises:
+            BusError: JetStream does not answer.
+        """
+        return sorted({self._lane, *map(name_of, await self._jetstream.consumers(self._stream))})
 
     async def close(self) -> None:
         """Take no more."""

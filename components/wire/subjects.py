@@ -9,6 +9,11 @@ from urllib.parse import quote, unquote
 ROOT = "penstock"
 
 
+def name_of(token_: str) -> str:
+    """Return the name that `token` made `token_` of."""
+    return unquote(token_.replace("=", "%"))
+
+
 def token(name: str) -> str:
     """Return `name` as one subject token: letters, digits, ``_`` and ``-`` stay, every other byte becomes ``=XX``.
 
@@ -18,11 +23,6 @@ def token(name: str) -> str:
     if not name:
         raise ValueError("a name used in a NATS subject must not be empty")
     return quote(name, safe="-_").replace(".", "%2E").replace("~", "%7E").replace("%", "=")
-
-
-def name_of(token_: str) -> str:
-    """Return the name that `token` made `token_` of."""
-    return unquote(token_.replace("=", "%"))
 
 
 def stream_name(subject: str) -> str:
