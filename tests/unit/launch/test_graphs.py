@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from components.graph.load import load_graph
+from components.graph.schema import VllmEngine
 from components.launch.devices import Machine, PlanError
 from components.launch.plan import make_plan
 
@@ -42,10 +43,15 @@ def test_a_gpu_graph_needs_all_its_gpus(name: str, gpus: int) -> None:
         make_plan(graph, machine(gpus - 1))
 
 
-def test_engines_that_share_a_gpu_measure_no_free_memory() -> None:
-    """Each is told how much KV it has; they start one after the other."""
-    graph = load_graph(GRAPHS / "gpu_disagg_1.yaml")
+@pytest.mark.parametrize("name", ["gpu_disagg_1", "disagg", "disagg_router"])
+def test_engines_that_share_a_gpu_measure_no_free_memory(name: str) -> None:
+    """Each is told how much KV it has, and wants no more at its start than the others leave; one starts after the other."""
+    graph = load_graph(GRAPHS / f"{name}.yaml")
     engines = [spec for spec in make_plan(graph, machine(1)).processes if spec.gpus]
-    assert [(spec.name, spec.shared_gpus) for spec in engines] == [("decode-0", ("0",)), ("prefill-0", ("0",))]
+    assert {spec.component for spec in engines} == {"decode", "prefill"}
+    assert all(spec.shared_gpus == ("0",) for spec in engines)
     assert graph.components.decode
-    assert graph.components.decode.engine.args["kv_cache_memory_bytes"] == 16 * 2**30  # type: ignore[union-attr]
+    assert isinstance(graph.components.decode.engine, VllmEngine)
+    args = graph.components.decode.engine.args
+    assert args["kv_cache_memory_bytes"] >= 2**30
+    assert args["gpu_memory_utilization"] * len(engines) < 0.9
