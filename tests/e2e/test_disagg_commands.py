@@ -1,4 +1,4 @@
-"""A graph with a prefill worker, real vLLM and LMCache, seen and changed by its commands."""
+"""A graph with a prefill worker, simulated and real, seen and changed by its commands."""
 
 import json
 import os
@@ -13,15 +13,20 @@ from components.launch.state import GraphState
 from components.launch.watch import Phase
 from tests.support.launched import Launched, free_port
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.timeout(400)
+
+BOTH = [
+    pytest.param("disagg_router_sim", id="sim"),
+    pytest.param("disagg_router", id="vllm", marks=pytest.mark.vllm),
+]
 
 
-@pytest.fixture(scope="module")
-def disagg(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
+@pytest.fixture(scope="module", params=BOTH)
+def disagg(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
     """Two decode workers and one prefill worker that takes every prompt of more than 200 tokens."""
-    ports = (f"lmcache.port={free_port()}", f"lmcache.http_port={free_port()}")
+    ports = [f"{setting}={free_port()}" for setting in ("router.http_port", "lmcache.port", "lmcache.http_port")]
     rules = ("decode.disagg.max_local_prefill_tokens=200", "decode.disagg.always=true")
-    launched = Launched.up(tmp_path_factory.mktemp("state"), "graphs/disagg.yaml", *ports, *rules)
+    launched = Launched.up(tmp_path_factory.mktemp("state"), f"graphs/{request.param}.yaml", *ports, *rules)
     try:
         yield launched.wait_ready(240)
     finally:
@@ -95,7 +100,7 @@ def test_the_queue_is_seen_by_command_and_by_metrics(disagg: Launched) -> None:
     assert "prefill  all" in disagg.run("queue", disagg.name).stdout
     assert disagg.run("queue", "dead").stdout == "no dead letters\n"
     missing = disagg.run("queue", "redrive", "no-such-job")
-    assert (missing.returncode, missing.stderr) == (1, "graph disagg has no dead letter of job no-such-job\n")
+    assert (missing.returncode, missing.stderr) == (1, f"graph {disagg.name} has no dead letter of job no-such-job\n")
     deadline = time.monotonic() + 30
     wanted = 'penstock_prefill_queue_waiting{lane="all",process="prefill-0"} 0.0'
     while wanted not in page(disagg):
