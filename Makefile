@@ -1,7 +1,7 @@
 # `make` alone explains itself. Everything below sets up what it needs; nothing has to be installed by hand first.
 VENV ?= .venv
 BIN := $(VENV)/bin
-GRAPH ?= graphs/agg_router.yaml
+GRAPH ?= graphs/disagg_router.yaml
 export VIRTUAL_ENV :=
 
 .PHONY: help setup serve test unit integration e2e check format lint types imports docs bench pins clean
@@ -15,7 +15,7 @@ setup:  ## Make the virtual environment (pinned; CPU or NVIDIA GPU, found by its
 setup-dev:
 	@requirements/install.sh $(VENV) test dev
 
-serve: setup  ## Set up and serve the model `demo`: two real vLLM workers behind a KV-aware router (GRAPH=graphs/….yaml for another graph)
+serve: setup  ## Set up and serve the model `demo`: a KV-aware router, two decode and one prefill worker, LMCache, all real (GRAPH=graphs/….yaml for another graph)
 	@exec $(BIN)/penstock up $(GRAPH) $(ARGS)
 
 test: setup-dev  ## Set up and run every test: lint, types, unit, integration (real NATS), e2e (simulated engine and real vLLM)

@@ -13,7 +13,7 @@ from types import ModuleType
 import msgspec
 
 from components.graph.schema import Graph, Settings
-from components.wire import errors, kv, messages, queueing, routing, subjects
+from components.wire import errors, kv, messages, prefill, queueing, routing, subjects
 
 HERE = Path(__file__).parent
 _HEAD = "<!-- Written by docs/generate.py from the code (`make docs`); do not edit. -->\n\n"
@@ -55,7 +55,13 @@ def _subject_table() -> Iterator[str]:
 
 
 def _message_sections() -> Iterator[str]:
-    for title, module in (("Messages", messages), ("KV blocks", kv), ("Routing", routing), ("Work queues", queueing)):
+    for title, module in (
+        ("Messages", messages),
+        ("KV blocks", kv),
+        ("Routing", routing),
+        ("Prefill", prefill),
+        ("Work queues", queueing),
+    ):
         yield f"## {title}"
         yield from _messages_of(module)
 

@@ -139,6 +139,15 @@ class JetStream:
         """
         return await self._info(f"$JS.API.CONSUMER.INFO.{stream}.{consumer}", b"", ConsumerInfo)
 
+    async def consumers(self, stream: str) -> list[str]:
+        """Return the names of the consumers of `stream`.
+
+        Raises:
+            BusError: JetStream does not answer, or there is no such stream.
+        """
+        with translated(f"cannot list the consumers of {stream}"):
+            return [info.name for info in await self.context.consumers_info(stream)]
+
     async def next_message(self, stream: str, subject: str, seq: int) -> RawStreamMsg | None:
         """Return the first message on `subject` whose number is at least `seq`; None when there is none.
 

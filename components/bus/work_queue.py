@@ -21,7 +21,7 @@ from components.bus.delivery import Delivery
 from components.bus.jetstream import MSG_ID, JetStream, JetStreamAwayError
 from components.bus.pull import Arrived, Pull, PullBroken
 from components.wire.messages import Message, decode
-from components.wire.subjects import Subjects, stream_name, token
+from components.wire.subjects import Subjects, name_of, stream_name, token
 
 log = logging.getLogger(__name__)
 
@@ -226,6 +226,14 @@ class WorkQueue(Generic[M]):
         if self._state is not None:
             state, at_s = self._state
             self._state = msgspec.structs.replace(state, waiting=max(state.waiting - 1, 0)), at_s
+
+    async def lanes(self) -> list[str]:
+        """Return every lane that somebody has taken from, and this one.
+
+        Raises:
+            BusError: JetStream does not answer.
+        """
+        return sorted({self._lane, *map(name_of, await self._jetstream.consumers(self._stream))})
 
     async def close(self) -> None:
         """Take no more."""

@@ -5,14 +5,16 @@ prefill time from this request and from every stream that runs here; elsewhere, 
 its KV to be loaded. Speeds are this worker's own measurements.
 """
 
+import statistics
+from collections import deque
 from enum import StrEnum
 
 import msgspec
 
 from components.graph.schema import Disagg
 
-_MEMORY = 0.2
-"""Weight of a new measurement against all before it."""
+_REMEMBERED = 15
+"""Measurements whose median counts: one that was disturbed changes nothing."""
 
 
 class Reason(StrEnum):
@@ -28,8 +30,8 @@ class Reason(StrEnum):
     DEAR = "dear"
 
 
-class Speeds(msgspec.Struct):
-    """What was measured, as running means; the first values are those of an 8B model on an H200 (docs/log.md).
+class Speeds:
+    """What was measured lately; until then, what an 8B model on an H200 takes (docs/log.md).
 
     Attributes:
         prefill_s_per_token: computing.
@@ -38,14 +40,24 @@ class Speeds(msgspec.Struct):
         overhead_s: of a remote prefill, beyond computing and loading: queue, lookups, messages.
     """
 
-    prefill_s_per_token: float = 28e-6
-    load_s_per_token: float = 4e-6
-    job_tokens: float = 4096.0
-    overhead_s: float = 0.01
+    def __init__(
+        self,
+        prefill_s_per_token: float = 28e-6,
+        load_s_per_token: float = 4e-6,
+        job_tokens: float = 4096.0,
+        overhead_s: float = 0.01,
+    ) -> None:
+        self.prefill_s_per_token = prefill_s_per_token
+        self.load_s_per_token = load_s_per_token
+        self.job_tokens = job_tokens
+        self.overhead_s = overhead_s
+        self._measured: dict[str, deque[float]] = {}
 
     def measured(self, name: str, value: float) -> None:
         """Take in a measurement of the attribute `name`."""
-        setattr(self, name, (1 - _MEMORY) * getattr(self, name) + _MEMORY * value)
+        values = self._measured.setdefault(name, deque(maxlen=_REMEMBERED))
+        values.append(value)
+        setattr(self, name, statistics.median(values))
 
 
 class Situation(msgspec.Struct, frozen=True):

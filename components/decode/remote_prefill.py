@@ -16,6 +16,7 @@ from components.decode.placement import Situation, Speeds, place
 from components.decode.prefill_crew import PrefillCrew
 from components.decode.prefill_metrics import Metrics
 from components.engine.protocol import Engine
+from components.graph.load import GraphError, change_disagg
 from components.graph.schema import Disagg, Graph
 from components.wire.block_hash import block_hashes, root_hash
 from components.wire.errors import InvalidRequestError
@@ -232,6 +233,6 @@ def changed(rules: Disagg, change: DisaggChange) -> Disagg:
         InvalidRequestError: a name or value is wrong.
     """
     try:
-        return msgspec.convert(msgspec.to_builtins(rules) | change.changes, Disagg)
-    except msgspec.ValidationError as error:
-        raise InvalidRequestError(f"decode.disagg: {error}") from error
+        return change_disagg(rules, change.changes)
+    except GraphError as error:
+        raise InvalidRequestError(str(error)) from error

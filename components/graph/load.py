@@ -5,7 +5,7 @@ text is one line with the path of the setting at fault.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import yaml
 
 from components.graph.check import mistakes
 from components.graph.explain import explain
-from components.graph.schema import Graph, Nats, RouterSettings, Settings, VllmEngine
+from components.graph.schema import Disagg, Graph, Nats, RouterSettings, Settings, VllmEngine
 from components.graph.yaml_text import YamlTextError, read_yaml
 
 
@@ -62,6 +62,17 @@ def graph_from_raw(raw: dict[str, Any], overrides: Sequence[str] = ()) -> Graph:
     except RecursionError as error:
         raise GraphError("a setting holds itself, or is nested too deeply") from error
     return graph
+
+
+def change_disagg(rules: Disagg, changes: Mapping[str, Any]) -> Disagg:
+    """Return `rules` with `changes`, settings under ``components.decode.disagg``, held to all that a graph is held to.
+
+    Raises:
+        GraphError: a name or a value is wrong.
+    """
+    disagg = msgspec.to_builtins(rules) | dict(changes)
+    decode = graph_from_raw({"model": "demo", "components": {"decode": {"disagg": disagg}}}).components.decode
+    return rules if decode is None else decode.disagg
 
 
 def dump_graph(graph: Graph) -> str:

@@ -57,7 +57,7 @@ class ProcessorSettings(Settings, frozen=True):
 
 
 class Disagg(Settings, frozen=True):
-    """When a decode worker has a prompt prefilled elsewhere. `penstock disagg set` changes these while the graph runs."""
+    """When a decode worker has a prompt prefilled elsewhere. `penstock disagg RULE=VALUE` changes these while it runs."""
 
     enabled: bool = True  # false: decode workers compute every prompt themselves
     max_local_prefill_tokens: int = 512  # prompts with more tokens that are cached nowhere near may be prefilled remotely

@@ -12,9 +12,11 @@ from rich.console import Console
 from components.graph.keys import ENVIRONMENT as API_KEY
 from components.graph.load import GraphError, dump_graph, load_graph
 from components.graph.schema import Graph
+from components.launch.disagg_cli import disagg
 from components.launch.flags import ServeFlags, engine_args_from, graph_from_flags, without_option
 from components.launch.launch import LaunchError, prepare, run_here, run_in_background, stop_graph
 from components.launch.plan import Plan
+from components.launch.queue_cli import queue_app
 from components.launch.router_cli import router_app, trusts
 from components.launch.state import GraphPhase, GraphState, StateFolder, all_states, as_it_is
 from components.launch.target import Name, fail, is_there, one_state
@@ -29,6 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(router_app, name="router")
+app.add_typer(queue_app, name="queue")
+app.command()(disagg)
 
 GraphFile = Annotated[Path, typer.Argument(metavar="GRAPH.yaml", help="The graph, such as graphs/agg.yaml.")]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Change a setting; may be repeated.")]
@@ -66,6 +70,19 @@ def serve(
     model: Annotated[str, typer.Option(help="`demo`, a folder, or a Hugging Face model id.")] = "demo",
     served_model_name: Annotated[str | None, typer.Option(help="What clients call the model.")] = None,
     decode_workers: Annotated[int, typer.Option(help="Engines.")] = 1,
+    prefill_workers: Annotated[int, typer.Option(help="Engines that prefill prompts for them; 0: none.", min=0)] = 0,
+    prefill_tp: Annotated[
+        int | None, typer.Option(help="GPUs a prefill worker; default: as a decode worker.", min=1)
+    ] = None,
+    conditional_disagg: Annotated[
+        bool, typer.Option("--conditional-disagg", help="Only long prompts go to prefill workers, and only while it pays.")
+    ] = False,
+    max_local_prefill_length: Annotated[
+        int | None, typer.Option(help="Conditional: prompts with more uncached tokens are long; default 512.")
+    ] = None,
+    max_prefill_queue_size: Annotated[
+        int | None, typer.Option(help="Conditional: with so many jobs waiting, decode workers prefill; default 8.")
+    ] = None,
     router: Annotated[str, typer.Option(help="How workers are chosen: kv, approximate, round_robin, … or none.")] = "none",
     engine: Annotated[str, typer.Option(help="vllm, or sim for a simulated one.")] = "vllm",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -85,6 +102,11 @@ def serve(
             name=name,
             served_model_name=served_model_name,
             decode_workers=decode_workers,
+            prefill_workers=prefill_workers,
+            prefill_tp=prefill_tp,
+            conditional_disagg=conditional_disagg,
+            max_local_prefill_length=max_local_prefill_length,
+            max_prefill_queue_size=max_prefill_queue_size,
             router=None if router == "none" else router,
             engine=engine,
             host=host,

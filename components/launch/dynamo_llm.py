@@ -1,7 +1,6 @@
 """The ``dynamo-llm`` command: the flags of the program penstock's first users come from, turned into a graph.
 
-Flags it does not know go to the engines as vLLM engine arguments. Those whose part penstock does not have yet are refused,
-all of them in `_not_yet`.
+Flags it does not know go to the engines as vLLM engine arguments. Those that would have no effect are refused.
 """
 
 import argparse
@@ -16,19 +15,17 @@ from components.launch.target import fail
 
 
 class FlagError(Exception):
-    """A flag cannot be honoured; the text names it."""
+    """An argument is no flag; the text names it."""
 
 
 def graph_from_argv(argv: list[str]) -> tuple[Graph, argparse.Namespace]:
     """Return the graph that the flags describe, and the flags.
 
     Raises:
-        FlagError: a flag asks for what is not there, or is no flag.
-        GraphError: a value makes no sense.
+        FlagError: an argument is no flag.
+        GraphError: a value makes no sense, or a flag has no effect beside the others.
     """
     flags, rest = _parser().parse_known_args(argv)
-    if refusal := _not_yet(flags):
-        raise FlagError(refusal)
     try:
         engine_args = engine_args_from(rest)
     except ValueError as error:
@@ -44,6 +41,11 @@ def graph_from_argv(argv: list[str]) -> tuple[Graph, argparse.Namespace]:
             model=flags.model,
             name=f"dynamo-llm-{flags.http_port}",
             decode_workers=workers,
+            prefill_workers=flags.prefill_workers,
+            prefill_tp=flags.prefill_tp or (flags.worker_tp if flags.prefill_workers else None),
+            conditional_disagg=flags.conditional_disagg,
+            max_local_prefill_length=flags.max_local_prefill_length,
+            max_prefill_queue_size=flags.max_prefill_queue_size,
             router=None if flags.router == "none" else flags.router,
             host=flags.http_host,
             http_port=flags.http_port,
@@ -55,21 +57,6 @@ def graph_from_argv(argv: list[str]) -> tuple[Graph, argparse.Namespace]:
     return graph, flags
 
 
-def _not_yet(flags: argparse.Namespace) -> str | None:
-    """Return which flag needs a part that this version does not have, or None."""
-    disagg = {
-        "--prefill-workers": flags.prefill_workers,
-        "--prefill-tp": flags.prefill_tp,
-        "--conditional-disagg": flags.conditional_disagg,
-        "--max-local-prefill-length": flags.max_local_prefill_length,
-        "--max-prefill-queue-size": flags.max_prefill_queue_size,
-    }
-    for flag, value in disagg.items():
-        if value:
-            return f"{flag}: this version has no prefill workers yet; every decode worker computes its own prefill"
-    return None
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dynamo-llm",
@@ -79,17 +66,22 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", required=True, help="`demo`, a folder, or a Hugging Face model id")
     add("--router", choices=["none", "random", "round-robin", "kv"], default="none", help="how workers are chosen")
-    add("--workers", type=_count, help="workers without disaggregation; the same as --decode-workers")
+    add("--workers", type=_count, help="the same as --decode-workers")
     add("--decode-workers", type=_count, help="decode workers")
-    add("--prefill-workers", type=int, default=0, help="prefill workers")
-    add("--worker-tp", type=_count, help="GPUs a worker")
-    add("--decode-tp", type=_count, help="GPUs a decode worker")
-    add("--prefill-tp", type=_count, help="GPUs a prefill worker")
+    add(
+        "--prefill-workers",
+        type=_length,
+        default=0,
+        help="prefill workers; they get every prompt, or see --conditional-disagg",
+    )
+    add("--worker-tp", type=_count, help="GPUs a worker of either kind")
+    add("--decode-tp", type=_count, help="GPUs a decode worker, before --worker-tp")
+    add("--prefill-tp", type=_count, help="GPUs a prefill worker, before --worker-tp; default: as a decode worker")
     add("--block-size", type=_count, help="tokens a KV block")
     add("--max-model-len", type=_count, help="longest prompt plus output, in tokens")
-    add("--conditional-disagg", action="store_true", help="prefill long prompts elsewhere")
-    add("--max-local-prefill-length", type=int, help="tokens a worker prefills itself")
-    add("--max-prefill-queue-size", type=int, help="above it workers prefill themselves")
+    add("--conditional-disagg", action="store_true", help="only long prompts go to prefill workers, while it pays")
+    add("--max-local-prefill-length", type=_length, help="conditional: most uncached tokens a decode worker prefills")
+    add("--max-prefill-queue-size", type=_count, help="conditional: with so many jobs waiting, decode workers prefill")
     add("--http-host", default="127.0.0.1", help="address to listen on")
     add("--http-port", type=int, default=8181, help="port of the OpenAI endpoint")
     add("--reuse-gpus", action="store_true", help="workers may share GPUs")
@@ -103,6 +95,13 @@ def _count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return value
+
+
+def _length(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, not {text}")
     return value
 
 

@@ -72,7 +72,7 @@ class Starter:
 
     def resolve(self, nats: Nats) -> None:
         """Write the graph that the components read, with the NATS server they shall use."""
-        self._folder.graph_file.write_text(dump_graph(replace(self._plan.graph, nats=nats)), encoding="utf-8")
+        self._folder.write_graph(dump_graph(replace(self._plan.graph, nats=nats)))
 
     async def start(self, spec: ProcessSpec) -> Child:
         """Start one process and return it once it exists, not once it is ready; warm ones exist after vLLM's import.

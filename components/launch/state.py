@@ -182,6 +182,12 @@ class StateFolder:
         draft.write_bytes(msgspec.json.encode(state))
         draft.replace(self._state_file)
 
+    def write_graph(self, text: str) -> None:
+        """Replace the resolved graph, which a process reads when it starts; readers see the old or the new one."""
+        draft = self.graph_file.with_suffix(".new")
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(self.graph_file)
+
     def read(self) -> GraphState | None:
         """Return the last state written; None when there is none, or another version of penstock wrote it."""
         return _read(self._state_file)

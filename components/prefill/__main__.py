@@ -6,9 +6,10 @@ from components.bus.process import FatalError, Process, run
 from components.engine.make import make_engine
 from components.engine.protocol import Engine, EngineInfo
 from components.prefill.metrics import Metrics
+from components.prefill.queue_gauges import QueueGauges
 from components.prefill.service import PrefillService
 from components.worker.engine_process import announce_kv, serve_engine
-from components.worker.prefill_queue import open_prefill_queue
+from components.worker.prefill_queue import lane, open_prefill_queue
 
 
 async def serve(process: Process) -> None:
@@ -39,6 +40,7 @@ async def _open(engine: Engine, info: EngineInfo, process: Process) -> PrefillSe
     await announce_kv(engine, process)
     await service.listen()
     process.tasks.create_task(service.run())
+    process.tasks.create_task(QueueGauges(lane(process.graph), member.registry).watch(queue))
     return service
 
 

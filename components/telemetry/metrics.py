@@ -4,7 +4,7 @@ Each process keeps its own `prometheus_client` registry; `collect` turns it into
 of all processes into one exposition in which every sample carries the label ``process``.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
@@ -26,6 +26,12 @@ def collect(registry: CollectorRegistry) -> list[MetricFamily]:
         )
         for family in registry.collect()
     ]
+
+
+def samples(reply: MetricsReply, name: str) -> Iterator[MetricSample]:
+    """Yield one process's samples of the metric `name`, of a histogram or summary all that belong to it."""
+    parts = {name, f"{name}_bucket", f"{name}_sum", f"{name}_count"}
+    return (sample for family in reply.families for sample in family.samples if sample.name in parts)
 
 
 def render(replies: Iterable[MetricsReply]) -> bytes:

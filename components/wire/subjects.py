@@ -4,9 +4,14 @@ A subject is ``penstock.<graph>.<what>[.<who>]``; ``<graph>`` keeps several grap
 users become one safe token first (`token`), because NATS reads ``.``, ``*`` and ``>`` in them.
 """
 
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 ROOT = "penstock"
+
+
+def name_of(token_: str) -> str:
+    """Return the name that `token` made `token_` of."""
+    return unquote(token_.replace("=", "%"))
 
 
 def token(name: str) -> str:

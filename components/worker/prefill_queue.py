@@ -11,8 +11,16 @@ _TIMEOUT_S = 1.0
 """A put that takes longer is given up: the prompt is computed here by then."""
 
 
-async def open_prefill_queue(bus: Bus, subjects: Subjects, graph: Graph) -> WorkQueue[PrefillJob]:
+async def open_prefill_queue(
+    bus: Bus, subjects: Subjects, graph: Graph, host_lane: str | None = None
+) -> WorkQueue[PrefillJob]:
     """Return the queue of this host, made when it is not there.
+
+    Args:
+        bus: the connection.
+        subjects: of the graph.
+        graph: says how the queue treats its jobs.
+        host_lane: the part of another host, by its name; default: this one's.
 
     Raises:
         BusError: JetStream is away, or refuses.
@@ -26,7 +34,8 @@ async def open_prefill_queue(bus: Bus, subjects: Subjects, graph: Graph) -> Work
         max_age_s=graph.http.request_timeout_s,
         max_jobs=settings.max_queue_jobs,
     )
-    return await WorkQueue.open(bus, subjects, QUEUE, PrefillJob, limits, lane=lane(graph), timeout_s=_TIMEOUT_S)
+    here = host_lane or lane(graph)
+    return await WorkQueue.open(bus, subjects, QUEUE, PrefillJob, limits, lane=here, timeout_s=_TIMEOUT_S)
 
 
 def lane(graph: Graph) -> str:

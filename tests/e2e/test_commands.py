@@ -98,7 +98,7 @@ def test_check_prints_the_plan_and_starts_nothing(commands: Commands) -> None:
 
 
 def test_the_original_command_line(commands: Commands) -> None:
-    """`dynamo-llm` shows the plan of its flags, and refuses those whose part is not there, in one line."""
+    """`dynamo-llm` shows the plan of its flags, and refuses those without effect, in one line."""
     port = str(free_port())
 
     def dynamo_llm(*words: str) -> subprocess.CompletedProcess[str]:
@@ -112,7 +112,9 @@ def test_the_original_command_line(commands: Commands) -> None:
     assert "decode-1" in plan.stdout
     routed = dynamo_llm("--model", "demo", "--router", "kv", "--http-port", port, "--dry-run")
     assert "router-0" in routed.stdout or "router.http_port" in routed.stderr, routed.stderr
-    assert "--prefill-workers" in refused(dynamo_llm("--model", "demo", "--prefill-workers", "1"))
+    disagg = dynamo_llm("--model", "demo", "--prefill-workers", "1", "--http-port", port, "--dry-run")
+    assert "prefill-0" in disagg.stdout or "lmcache." in disagg.stderr, disagg.stderr
+    assert "--prefill-workers" in refused(dynamo_llm("--model", "demo", "--conditional-disagg"))
     assert "did you mean `max_num_seqs`" in refused(dynamo_llm("--model", "demo", "--http-port", port, "--max-num-sqs", "8"))
 
 

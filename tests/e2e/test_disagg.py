@@ -47,6 +47,7 @@ def disagg(expected: dict[Prompt, Answer], tmp_path_factory: pytest.TempPathFact
     graph = Launched.up(
         tmp_path_factory.mktemp("disagg"),
         "graphs/disagg_router.yaml",
+        "decode.disagg.always=true",  # on a busy machine a remote prefill may seem dear
         *(f"{setting}={free_port()}" for setting in ("router.http_port", "lmcache.port", "lmcache.http_port")),
     )
     try:

@@ -44,8 +44,41 @@ def test_routers_have_a_port_each() -> None:
     with pytest.raises(PlanError, match=r"router\.http_port: 9001 is taken by pid 7"):
         make_plan(routed, Machine(port_holders={9001: "pid 7 (x)"}))
     clash = graph_from_raw({"model": "demo", "components": components, "http": {"port": 9001}})
-    with pytest.raises(PlanError, match=r"router-1 and the processors both want 9001"):
+    with pytest.raises(PlanError, match=r"router\.http_port: 9001 is wanted twice, by router-1 and as http\.port"):
         make_plan(clash, CPU)
+
+
+def disaggregated(**lmcache: Any) -> Graph:
+    """Return a graph of one decode worker, one prefill worker and an LMCache server."""
+    components = {"processor": {}, "router": {}, "decode": {}, "prefill": {}}
+    return graph_from_raw({"model": "demo", "components": components, "lmcache": lmcache})
+
+
+def test_prefill_workers_and_lmcache() -> None:
+    """The server that carries KV comes before the engines, with its two ports and vLLM already imported."""
+    plan = make_plan(disaggregated(), CPU)
+    names = ["nats", "processor-0", "router-0", "lmcache-0", "decode-0", "prefill-0"]
+    assert [spec.name for spec in plan.processes] == names
+    server, prefill = plan.processes[3], plan.processes[-1]
+    assert (server.module, server.ports, server.host) == ("components.lmcache", (5555, 5556), "127.0.0.1")
+    assert (prefill.module, prefill.ports) == ("components.prefill", ())
+    assert server.warm
+    assert prefill.warm
+
+
+def test_lmcache_ports_are_checked_like_the_others() -> None:
+    """A taken one, and one that another process of the graph wants, is refused with its setting."""
+    with pytest.raises(PlanError, match=r"lmcache\.http_port: 5556 is taken by pid 7 .*--set lmcache\.http_port=PORT"):
+        make_plan(disaggregated(), replace(CPU, port_holders={5556: "pid 7 (x)"}))
+    with pytest.raises(PlanError, match=r"lmcache\.port: 8182 is wanted twice, by lmcache-0 and as router\.http_port"):
+        make_plan(disaggregated(port=8182), CPU)
+
+
+def test_simulated_engines_need_no_lmcache_ports() -> None:
+    """Their KV goes nowhere, so nobody listens."""
+    components = {"processor": {}, "decode": {"engine": {"kind": "sim"}}, "prefill": {}}
+    simulated = graph_from_raw({"model": "demo", "components": components, "lmcache": {}})
+    assert set(wanted_ports(simulated)) == {8181}
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "", "::", "10.0.0.7", "gpu1.example"])
@@ -137,7 +170,7 @@ def test_chosen_gpus() -> None:
 
 
 def test_workers_on_one_cpu_keep_off_each_others_cores() -> None:
-    """Several CPU engines get disjoint cores; one alone, a user's own choice, and simulated ones are left alone."""
+    """Several CPU engines get disjoint cores, or take turns; one alone, a user's own choice, and simulated ones go free."""
     variable = "VLLM_CPU_OMP_THREADS_BIND"
     pair = make_plan(graph(decode={"replicas": 2}), CPU).processes[2:]
     assert [spec.environment[variable] for spec in pair] == ["0,1", "2,3"]
@@ -145,7 +178,9 @@ def test_workers_on_one_cpu_keep_off_each_others_cores() -> None:
     chosen = Machine(cpus=(0, 1), vllm_on_cpu=True, variables=frozenset({variable}))
     assert variable not in make_plan(graph(decode={"replicas": 2}), chosen).processes[-1].environment
     crowd = make_plan(graph(decode={"replicas": 5}), CPU).processes[2:]
-    assert all(variable not in spec.environment for spec in crowd)
+    assert [spec.environment[variable] for spec in crowd] == ["0", "1", "2", "3", "0"]
+    simulated = make_plan(graph({"kind": "sim"}, {"replicas": 2}), CPU).processes[2:]
+    assert all(variable not in spec.environment for spec in simulated)
 
 
 def test_a_taken_port_names_its_holder() -> None:

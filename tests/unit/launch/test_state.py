@@ -119,3 +119,13 @@ def test_a_graph_s_process_is_known_by_its_pid(folder: StateFolder) -> None:
     assert graph_process(2) is None
     folder.write(replace(STATE, supervisor_created_s=1.0))
     assert graph_process(1) is None
+
+
+def test_the_graph_is_replaced_whole(tmp_path: Path) -> None:
+    """Who reads it meanwhile sees the old or the new one; no draft is left."""
+    folder = StateFolder("g", tmp_path)
+    folder.make()
+    folder.write_graph("model: one\n")
+    folder.write_graph("model: two\n")
+    assert folder.graph_file.read_text() == "model: two\n"
+    assert {file.name for file in folder.path.iterdir()} == {"logs", "graph.yaml"}

@@ -24,7 +24,16 @@ from components.wire.messages import (
     ToolCallDelta,
     ToolParsing,
     WorkerLoad,
+    WorkerRole,
     WorkerStatus,
+)
+from components.wire.prefill import (
+    DisaggChange,
+    DisaggRules,
+    PrefillCancel,
+    PrefillJob,
+    PrefillProgress,
+    PrefillState,
 )
 from components.wire.queueing import DeadLetter
 from components.wire.routing import (
@@ -78,7 +87,7 @@ _DELTA = TokenDelta(
     error=_ERROR,
 )
 _LOAD = WorkerLoad(3, 1, 0.25, 1000, 640, 200)
-_WORKER = WorkerStatus("demo", 4096, 32, 512, _LOAD, True)
+_WORKER = WorkerStatus("demo", 4096, 32, 512, _LOAD, True, WorkerRole.PREFILL, "lmcache-0")
 _CANDIDATE = RouteCandidate(
     "decode-0", Trust.DEGRADED, 10, 12, 3, 480, 4, 1000, 9000, 0.012, 0.001, 0.03, 0.02, 0.005, 0.068
 )
@@ -100,6 +109,13 @@ EXAMPLES: dict[str, Message | ErrorReply] = {
     ),
     "SnapshotRequest": SnapshotRequest("s1", "penstock.g.kv_chunks.router-0"),
     "SnapshotChunk": SnapshotChunk("s1", "decode-0", "a1b2", 3, 1, True, False, [KvStored([11, 12])]),
+    "PrefillJob": PrefillJob("r-0-0", "decode-0", "demo", [1, 2, 300], 1790000000.5, 1790000010.5, "salt"),
+    "PrefillProgress": PrefillProgress(
+        "r-0-0", "prefill-0", PrefillState.FAILED, 1024, 0.002, 0.25, 0.004, ErrorReply(ErrorCode.INTERNAL, "why")
+    ),
+    "PrefillCancel": PrefillCancel(["r-0-0", "r-1-0"]),
+    "DisaggChange": DisaggChange({"max_local_prefill_tokens": 1000, "always": True}),
+    "DisaggRules": DisaggRules("decode-0", {"enabled": True, "max_wait_s": 10.0}, _ERROR),
     "RouteRequest": RouteRequest("r", "demo", [1, 2], 70, 1790000000.5, "session-1", ["decode-1"], True),
     "RouteReply": RouteReply("kv", _CANDIDATE, [_CANDIDATE], "router-0"),
     "RouteNotice": RouteNotice(

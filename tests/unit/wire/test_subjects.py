@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.wire.subjects import Subjects, stream_name, token
+from components.wire.subjects import Subjects, name_of, stream_name, token
 
 
 @given(st.text(min_size=1))
@@ -16,6 +16,7 @@ def test_any_name_becomes_one_safe_token(name: str) -> None:
         return
     assert token(name)
     assert all(char.isascii() and (char.isalnum() or char in "-_=") for char in token(name))
+    assert name_of(token(name)) == name
 
 
 @given(st.text(st.characters(codec="utf-8"), min_size=1), st.text(st.characters(codec="utf-8"), min_size=1))
