@@ -2,20 +2,19 @@
 
 from components.wire.messages import ProcessState, ProcessStatus, WorkerRole
 
-SILENT_S = 3.0
-"""A prefill worker not heard of for so long is gone; the jobs it had are computed here."""
-
 
 class PrefillCrew:
     """The prefill workers that share KV with one decode worker."""
 
-    def __init__(self, model: str, store: str) -> None:
+    def __init__(self, model: str, store: str, silence_timeout_s: float) -> None:
         """Know nobody.
 
         Args:
             model: the one they must serve.
             store: the LMCache server they must share.
+            silence_timeout_s: one not heard of for so long is gone; the jobs it had are computed here.
         """
+        self._silence_timeout_s = silence_timeout_s
         self._model = model
         self._store = store
         self._heard_s: dict[str, float] = {}
@@ -42,4 +41,4 @@ class PrefillCrew:
 
     def lives(self, name: str, now_s: float) -> bool:
         """Return whether a worker was heard of lately."""
-        return now_s - self._heard_s.get(name, float("-inf")) < SILENT_S
+        return now_s - self._heard_s.get(name, float("-inf")) < self._silence_timeout_s

@@ -68,7 +68,7 @@ class RemotePrefill:
         self._bus = bus
         self._subjects = subjects
         self._metrics = metrics
-        self._crew = PrefillCrew(graph.model_name, graph.process_name("lmcache", 0))
+        self._crew = PrefillCrew(graph.model_name, graph.process_name("lmcache", 0), graph.supervision.silence_timeout_s)
         self._speeds = Speeds()
         self._jobs: dict[str, _Waiting] = {}
 

@@ -2,8 +2,10 @@
 
 import pytest
 
-from components.decode.prefill_crew import SILENT_S, PrefillCrew
+from components.decode.prefill_crew import PrefillCrew
 from components.wire.messages import ProcessState, ProcessStatus, WorkerRole, WorkerStatus
+
+SILENT_S = 3.0
 
 
 def status(
@@ -19,7 +21,7 @@ def status(
 
 def crew(*heard: ProcessStatus, at_s: float = 100.0) -> PrefillCrew:
     """Return a crew that has heard these statuses."""
-    known = PrefillCrew("demo", "lmcache-0")
+    known = PrefillCrew("demo", "lmcache-0", SILENT_S)
     for each in heard:
         known.hear(each, at_s)
     return known
