@@ -54,8 +54,15 @@ def _disaggregation(graph: Graph) -> Iterator[str]:
     if len(kinds) > 1:
         yield "components.prefill.engine.kind: must be that of the decode workers, or they cannot share KV"
     path = "components.prefill"
+    if decode is not None and prefill.engine is not None and _ranks(prefill.engine) != _ranks(decode.engine):
+        yield f"{path}.engine.tensor_parallel_size: must be the decode workers'; LMCache keeps KV of different sizes apart"
     yield from _at_least(prefill, path, max_batched_tokens=1, max_deliveries=1, max_queue_jobs=1)
     yield from _more_than_0(prefill, path, "ack_wait_s", "drain_timeout_s")
+
+
+def _ranks(engine: VllmEngine | SimEngine) -> tuple[Any, ...]:
+    sizes = ("tensor_parallel_size", "pipeline_parallel_size")
+    return tuple(engine.args.get(name, 1) for name in sizes) if isinstance(engine, VllmEngine) else ()
 
 
 def _lmcache(lmcache: LMCache, block_size: int) -> Iterator[str]:

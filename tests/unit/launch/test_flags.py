@@ -105,16 +105,20 @@ def test_conditional_disaggregation() -> None:
     assert decode.disagg == Disagg(max_local_prefill_tokens=0, max_queue_depth=3)
 
 
+@pytest.mark.parametrize("words", ["--prefill-tp 2", "--decode-tp 4 --prefill-tp 2", "--worker-tp 2 --prefill-tp 1"])
+def test_different_sizes_cannot_share_kv(words: str) -> None:
+    """LMCache keeps KV of different tensor-parallel sizes apart."""
+    with pytest.raises(GraphError, match="components.prefill.engine.tensor_parallel_size: must be the decode workers'"):
+        graph_from_argv(["--model", "demo", "--prefill-workers", "1", *words.split()])
+
+
 @pytest.mark.parametrize(
     ("words", "decode_gpus", "prefill_gpus"),
     [
         ("", 1, 1),
         ("--worker-tp 2", 2, 2),
         ("--decode-tp 2", 2, 2),
-        ("--prefill-tp 2", 1, 2),
-        ("--decode-tp 4 --prefill-tp 2", 4, 2),
-        ("--worker-tp 2 --decode-tp 4", 4, 2),
-        ("--worker-tp 2 --prefill-tp 1", 2, 1),
+        ("--decode-tp 2 --prefill-tp 2", 2, 2),
     ],
 )
 def test_gpus_a_worker_of_each_kind(words: str, decode_gpus: int, prefill_gpus: int) -> None:
