@@ -38,8 +38,7 @@ async def _open(engine: Engine, info: EngineInfo, process: Process) -> PrefillSe
         member.name, process.graph, engine, info, queue, process.bus, process.subjects, metrics, process.tasks
     )
     await announce_kv(engine, process)
-    await service.listen()
-    process.tasks.create_task(service.run())
+    await service.open()
     process.tasks.create_task(QueueGauges(lane(process.graph), member.registry).watch(queue))
     return service
 

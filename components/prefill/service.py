@@ -61,15 +61,17 @@ class PrefillService:
         self._cancelled: OrderedDict[str, None] = OrderedDict()
         self._tokens_under_way = 0
         self._room = asyncio.Event()
+        self._taking: asyncio.Task[None] | None = None
         self._draining = False
 
-    async def listen(self) -> None:
-        """From now on hear which jobs nobody waits for any more."""
+    async def open(self) -> None:
+        """From now on take jobs, and hear which of them nobody waits for any more."""
         await self._bus.subscribe(self._subjects.prefill_cancel(), PrefillCancel, self._cancel)
+        self._taking = self._tasks.create_task(self._take())
 
-    async def run(self) -> None:
-        """Take jobs while there is room in the budget, until drained."""
-        while not self._draining:
+    async def _take(self) -> None:
+        """Take jobs while there is room in the budget, for ever."""
+        while True:
             self._room.clear()
             if self._tokens_under_way >= self._settings.max_batched_tokens:
                 await self._room.wait()
@@ -95,7 +97,9 @@ class PrefillService:
     async def drain(self, timeout_s: float) -> None:
         """Take nothing new; finish what runs within `timeout_s` seconds; give the rest back to the queue."""
         self._draining = True
-        self._room.set()
+        if self._taking is not None:
+            self._taking.cancel()
+        await self._queue.close()
         running = list(self._running.values())
         if running:
             await asyncio.wait(running, timeout=timeout_s)
