@@ -25,13 +25,14 @@ FAULTS = (
     "kill nats",
 )
 MIXED = mixed_prompts(200, seed=1)
+FLOOD = [prompt for prompt in mixed_prompts(40, seed=50) if len(prompt.token_ids) > 600][:16]
 UNDER_FAULTS = {fault: mixed_prompts(20, seed=index + 2) for index, fault in enumerate(FAULTS)}
 
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[Prompt, Answer]:
     """What a worker that does everything itself answers."""
-    prompts = [*MIXED, *(prompt for prompts in UNDER_FAULTS.values() for prompt in prompts)]
+    prompts = [*MIXED, *FLOOD, *(prompt for prompts in UNDER_FAULTS.values() for prompt in prompts)]
     graph = Launched.up(tmp_path_factory.mktemp("agg"), "graphs/agg.yaml")
     try:
         url = graph.wait_ready(240).url
@@ -79,6 +80,16 @@ def test_same_text_as_without_disaggregation(disagg: Launched, expected: dict[Pr
     answers = asyncio.run(ask_all(disagg.url, MIXED, 4))
     assert _texts(answers) == _texts([expected[prompt] for prompt in MIXED])
     assert disagg.metric("penstock_placements_total", reason="pays") > 0
+
+
+def test_a_deep_queue_keeps_prompts_here(disagg: Launched, expected: dict[Prompt, Answer]) -> None:
+    """Sixteen long prompts at once, with room for one in the queue; the rule is changed while the graph runs."""
+    assert disagg.run("disagg", disagg.name, "max_queue_depth=1").returncode == 0
+    before = disagg.metric("penstock_placements_total", reason="queue_deep")
+    answers = asyncio.run(ask_all(disagg.url, FLOOD, len(FLOOD)))
+    assert _texts(answers) == _texts([expected[prompt] for prompt in FLOOD])
+    assert disagg.metric("penstock_placements_total", reason="queue_deep") > before
+    assert disagg.run("disagg", disagg.name, "max_queue_depth=4").returncode == 0
 
 
 @pytest.mark.parametrize("fault", FAULTS)
