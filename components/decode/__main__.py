@@ -30,8 +30,8 @@ async def _open(engine: Engine, info: EngineInfo, process: Process) -> DecodeSer
     """Connect the engine to the bus."""
     member, graph, tasks = process.member, process.graph, process.tasks
     outbox = Outbox(process.bus, process.subjects, member.name, member.incarnation)
-    remote = await _open_remote_prefill(engine, process)
     store = graph.process_name("lmcache", 0) if graph.lmcache else ""
+    remote = await _open_remote_prefill(engine, process, store)
     service = DecodeService(member.name, graph.model_name, engine, info, outbox, tasks, remote, store)
     service.count_in(member.registry)
     tasks.create_task(outbox.run())
@@ -40,15 +40,15 @@ async def _open(engine: Engine, info: EngineInfo, process: Process) -> DecodeSer
     return service
 
 
-async def _open_remote_prefill(engine: Engine, process: Process) -> RemotePrefill | None:
+async def _open_remote_prefill(engine: Engine, process: Process, store: str) -> RemotePrefill | None:
     """Tell what the engine holds where somebody goes by it: routers, or this worker's own placement of prefills."""
     graph, member = process.graph, process.member
     router = graph.components.router
     if not graph.disaggregated:
         if router is not None and router.wants_kv_events:
-            await announce_kv(engine, process)
+            await announce_kv(engine, process, store)
         return None
-    publisher = await announce_kv(engine, process)
+    publisher = await announce_kv(engine, process, store)
     queue = await open_prefill_queue(process.bus, process.subjects, graph)
     remote = RemotePrefill(
         member.name, graph, engine, publisher.held, queue, process.bus, process.subjects, Metrics(member.registry)

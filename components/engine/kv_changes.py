@@ -29,7 +29,8 @@ class KvChanges:
 
     def cleared(self) -> None:
         """Note that everything is gone."""
-        self._changes = [KvCleared()]  # nobody needs to hear what came before
+        shared = [each for each in self._changes if isinstance(each, KvRemoved) and each.tier is Tier.SHARED]
+        self._changes = [*shared, KvCleared()]  # nobody needs to hear what else came before: clearing says it
 
     def take(self) -> list[KvChange]:
         """Return all changes, and begin anew."""

@@ -6,13 +6,17 @@ agree. What this file decides:
 - A **shelf** is one of the engine's KV cache groups on one tier. A block is held on a tier when all its shelves hold it. The
   caller leaves out groups that keep only part of a prompt (sliding window, state space): for models that have some, overlap
   says what the full-attention layers hold.
-- The engine may hold a block several times; it is gone when the last copy is.
+- The engine may hold a block several times; it is gone when the last copy is. LMCache holds a chunk once: each time it is
+  stored it is told again, because nobody may have told of its eviction, or of the server's restart, in between.
 - Blocks that are no whole number of ours (a partial block) are ignored. Larger ones, such as LMCache's chunks, are several.
 - Blocks whose parent is unknown are left out and counted.
+- LMCache's chunks are kept, 0.5 kB each, as parents of later ones, and where evictions are not told they only get more. So
+  the oldest are forgotten, and withdrawn, beyond 2^18: of an 8B model's KV that is 2 TB in chunks of 64 tokens.
 - When events were lost for good, everything is withdrawn: from then on no more is told than is held.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 import msgspec
 
@@ -20,6 +24,8 @@ from components.engine.kv_changes import KvChanges
 from components.engine.protocol import KvUpdate
 from components.wire.block_hash import extend, root_hash
 from components.wire.kv import Tier
+
+_MAX_CHUNKS = 2**18
 
 EngineHash = int | bytes
 _Piece = tuple[int, ...]  # the blocks of ours in one of the engine's, in order
@@ -99,18 +105,30 @@ class _Shelf:
         return () if more else self.pieces.pop(block, ())
 
 
+class _StoreShelf(_Shelf):
+    """What LMCache holds: nothing twice, and the newest last."""
+
+    def put(self, block: EngineHash, piece: _Piece) -> bool:
+        """Take a chunk, even if it is here already: who told of it may have withdrawn it meanwhile."""
+        self.pieces.pop(block, None)
+        self.pieces[block] = piece
+        return True
+
+
 class KvTranslator:
     """Follows one engine."""
 
-    def __init__(self, model: str, block_size: int) -> None:
+    def __init__(self, model: str, block_size: int, max_chunks: int = _MAX_CHUNKS) -> None:
         """Begin with an empty engine.
 
         Args:
             model: the served model's name.
             block_size: tokens in a block of ours.
+            max_chunks: most of LMCache's chunks to remember, for each of the engine's groups.
         """
         self._model = model
         self._block_size = block_size
+        self._max_chunks = max_chunks
         self._shelves: dict[tuple[Tier, int], _Shelf] = {}
         self._changes = KvChanges()
         self._events = self._orphan_blocks = self._gaps = 0
@@ -122,6 +140,7 @@ class KvTranslator:
             self._events += 1
             if isinstance(event, EngineStored):
                 self._store(event)
+                self._forget_old_chunks(event.tier, event.group)
             elif isinstance(event, EngineRemoved):
                 self._remove(event)
             else:
@@ -149,7 +168,9 @@ class KvTranslator:
     def _store(self, event: EngineStored) -> None:
         if event.block_size % self._block_size or len(event.token_ids) != len(event.hashes) * event.block_size:
             return
-        shelf = self._shelves.setdefault((event.tier, event.group), _Shelf())
+        shelf = self._shelves.get((event.tier, event.group))
+        if shelf is None:
+            shelf = self._shelves[event.tier, event.group] = _StoreShelf() if event.tier is Tier.SHARED else _Shelf()
         before = None
         if event.parent is not None:
             before = shelf.pieces.get(event.parent)
@@ -179,6 +200,13 @@ class KvTranslator:
             gone = shelf.drop(block)
             if all(block in other.pieces for other in others):
                 self._changes.removed(gone, event.tier)
+
+    def _forget_old_chunks(self, tier: Tier, group: int) -> None:
+        """Drop the oldest sixteenth of LMCache's chunks when there are too many."""
+        shelf = self._shelves.get((tier, group))
+        if tier is Tier.SHARED and shelf is not None and len(shelf.pieces) > self._max_chunks:
+            too_many = len(shelf.pieces) - self._max_chunks * 15 // 16
+            self._remove(EngineRemoved(list(islice(shelf.pieces, too_many)), tier, group))
 
     def _clear(self) -> None:
         elsewhere = {place: shelf for place, shelf in self._shelves.items() if place[0] is not Tier.DEVICE}

@@ -33,12 +33,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 def workers(name: Name = None, as_json: AsJson = False) -> None:
     """List the workers: how far their KV events are trusted, what they hold, how busy they are."""
     answer = _ask(one_state(name), "/workers")
-    columns = ("worker", "state", "trust", "blocks", "KV", "requests", "queued", "active", "hit rate", "µs/token", "why")
-    table = make_table(*columns)
+    columns = ("worker", "role", "state", "trust", "blocks", "KV", "requests", "queued", "active", "hit rate", "µs/token")
+    table = make_table(*columns, "store", "why")
     for each in answer["workers"]:
         load = each["load"]
         table.add_row(
             each["name"],
+            each["role"],
             each["state"],
             each["trust"],
             str(each["blocks"]),
@@ -48,6 +49,7 @@ def workers(name: Name = None, as_json: AsJson = False) -> None:
             str(load["active_tokens"]),
             "-" if each["hit_rate"] is None else f"{each['hit_rate']:.0%}",
             f"{each['prefill_s_per_token'] * 1e6:.1f}",
+            each["store"],
             each["why"],
         )
     _show(answer, table, as_json)
@@ -64,15 +66,21 @@ def explain(
     prompt = sys.stdin.read() if text == "-" else text
     body = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
     answer = _ask(one_state(name), "/explain", body)
-    columns = ("worker", "trust", "cached", "expected", "uncached", "prefill", "fetch", "queue", "decode", "memory", "cost")
+    counts = {
+        "cached": "overlap_blocks",
+        "expected": "expected_blocks",
+        "fetch blocks": "fetch_blocks",
+        "uncached": "uncached_tokens",
+    }
+    terms = ("prefill", "fetch", "queue", "decode", "memory", "cost")
     title = f"{answer['policy']}: {answer['prompt_tokens']} tokens, {answer['prompt_blocks']} blocks; milliseconds"
-    table = make_table(*columns, title=title)
+    table = make_table("worker", "trust", "store", *counts, *terms, title=title)
     chosen = answer["choice"]["worker"] if answer["choice"] else None
     for each in answer["candidates"]:
-        terms = [f"{each[f'{term}_s'] * 1000:.2f}" for term in ("prefill", "fetch", "queue", "decode", "memory", "cost")]
-        blocks = [str(each[field]) for field in ("overlap_blocks", "expected_blocks", "uncached_tokens")]
+        costs = [f"{each[f'{term}_s'] * 1000:.2f}" for term in terms]
+        blocks = [str(each[field]) for field in counts.values()]
         mark = "→ " if each["worker"] == chosen else "  "
-        table.add_row(mark + each["worker"], each["trust"], *blocks, *terms)
+        table.add_row(mark + each["worker"], each["trust"], each["store"], *blocks, *costs)
     _show(answer, table, as_json)
 
 

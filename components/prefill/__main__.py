@@ -37,7 +37,7 @@ async def _open(engine: Engine, info: EngineInfo, process: Process) -> PrefillSe
     service = PrefillService(
         member.name, process.graph, engine, info, queue, process.bus, process.subjects, metrics, process.tasks
     )
-    await announce_kv(engine, process)
+    await announce_kv(engine, process, process.graph.process_name("lmcache", 0))
     await service.open()
     process.tasks.create_task(QueueGauges(lane(process.graph), member.registry).watch(queue))
     return service

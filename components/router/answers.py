@@ -15,7 +15,7 @@ def left_s(deadline_unix_s: float, unix_s: float) -> float:
     return left_s if math.isfinite(left_s) and 0 < left_s < _LONGEST_S else _LONGEST_S
 
 
-def told(candidate: Candidate, trust: Trust) -> RouteCandidate:
+def told(candidate: Candidate, trust: Trust, store: str) -> RouteCandidate:
     """Return a candidate as it travels."""
     load = candidate.load
     return RouteCandidate(
@@ -24,6 +24,7 @@ def told(candidate: Candidate, trust: Trust) -> RouteCandidate:
         overlap_blocks=candidate.overlap_blocks,
         expected_blocks=candidate.expected_blocks,
         fetch_blocks=candidate.fetch_blocks,
+        store=store,
         uncached_tokens=candidate.uncached_tokens,
         requests=load.requests,
         queued_tokens=load.queued_tokens,
@@ -57,6 +58,7 @@ def entry(
         prompt_tokens=request.prompt_tokens,
         overlap_blocks=choice.overlap_blocks,
         expected_blocks=choice.expected_blocks,
+        fetch_blocks=choice.fetch_blocks,
         uncached_tokens=choice.uncached_tokens,
         cost_ms=choice.cost_s * 1000,
         candidates=candidates,

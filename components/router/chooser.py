@@ -11,6 +11,7 @@ from components.router.cost import Candidate, CostSettings, Overlap, Prompt, pri
 from components.router.fleet import Fleet
 from components.router.kv_index import KvIndex
 from components.router.policies.policy import Policy
+from components.router.predictions import Predictions
 from components.router.recent import RecentChoices
 
 RECENT_TTL_S = 2.0
@@ -36,17 +37,17 @@ class Held(msgspec.Struct, frozen=True):
         device: on the engines' devices, by worker.
         recent: in what was routed there a moment ago, by worker.
         host: in a slower tier of its own, by worker.
-        shared: in a store that every worker can load from.
+        shared: in LMCache, by store; workers load from their own.
     """
 
     device: Mapping[str, int]
     recent: Mapping[str, int]
     host: Mapping[str, int]
-    shared: int
+    shared: Mapping[str, int]
 
-    def by(self, worker: str) -> Overlap:
-        """Return what `worker` can reuse."""
-        tier_blocks = max(self.host.get(worker, 0), self.shared)
+    def by(self, worker: str, store: str) -> Overlap:
+        """Return what `worker` can reuse, which shares KV through `store`."""
+        tier_blocks = max(self.host.get(worker, 0), self.shared.get(store, 0))
         return Overlap(self.device.get(worker, 0), self.recent.get(worker, 0), tier_blocks)
 
 
@@ -56,7 +57,7 @@ class Chooser:
     Attributes:
         device: what the engines hold, by worker.
         host: what each worker can load from a tier of its own (host memory, disk), by worker.
-        shared: what any worker can load (LMCache), by store.
+        shared: what LMCache holds, by store: whoever told of it, all workers of that store can load it.
         fleet: who is busy.
         loading: workers of whose blocks the index may hold only a part yet, or some that are gone: they count as empty.
     """
@@ -76,6 +77,7 @@ class Chooser:
         self.fleet = Fleet(settings)
         self.loading: set[str] = set()
         self._recent = RecentChoices(RECENT_TTL_S)
+        self._predictions = Predictions()
         self._policy = policy
         self._block_size = block_size
         self._settings = settings
@@ -101,17 +103,17 @@ class Chooser:
             self._policy.overlap(prompt, device, now_s),
             self._recent.overlap(prompt.blocks, now_s),
             host,
-            max(self.shared.overlap(prompt.blocks).values(), default=0),
+            self.shared.overlap(prompt.blocks),
         )
 
     def candidates(self, prompt: Prompt, held: Held, excluded: Container[str] = ()) -> list[Candidate]:
         """Return every worker that may be chosen, priced: the second step."""
+        return [self._price(worker, prompt, held) for worker in self.fleet.workers() if worker not in excluded]
+
+    def _price(self, worker: str, prompt: Prompt, held: Held) -> Candidate:
         fleet = self.fleet
-        return [
-            price(worker, prompt, self._block_size, held.by(worker), fleet.load(worker), fleet.speed(worker), self._settings)
-            for worker in fleet.workers()
-            if worker not in excluded
-        ]
+        overlap = held.by(worker, fleet.store(worker))
+        return price(worker, prompt, self._block_size, overlap, fleet.load(worker), fleet.speed(worker), self._settings)
 
     def pick(self, prompt: Prompt, candidates: list[Candidate], now_s: float) -> Candidate | None:
         """Return the policy's choice, None without candidates: the last step."""
@@ -136,8 +138,7 @@ class Chooser:
 
     def book(self, request_id: str, prompt: Prompt, choice: Candidate, now_s: float, deadline_s: float) -> None:
         """Book a request on the worker chosen here; arguments as in `choose`."""
-        fetch_tokens = choice.fetch_blocks * self._block_size
-        self.note(request_id, prompt, choice.worker, choice.uncached_tokens, now_s, deadline_s, fetch_tokens)
+        self.note(request_id, prompt, choice.worker, choice.uncached_tokens, now_s, deadline_s, choice.fetch_blocks)
 
     def note(
         self,
@@ -147,20 +148,40 @@ class Chooser:
         uncached_tokens: int,
         now_s: float,
         deadline_s: float,
-        fetch_tokens: int = 0,
+        fetch_blocks: int = 0,
     ) -> None:
-        """Book a request on `worker`, which another replica chose; arguments as in `choose` and `Fleet.reserve`."""
+        """Book a request on `worker`, which another replica chose; arguments as in `choose` and `Candidate`."""
         self.fleet.reserve(
             request_id,
             worker,
             tokens=prompt.tokens,
             uncached_tokens=uncached_tokens,
-            fetch_tokens=fetch_tokens,
+            fetch_tokens=fetch_blocks * self._block_size,
             now_s=now_s,
             deadline_s=deadline_s,
         )
         self._recent.note(worker, prompt.blocks, now_s)
         self._policy.chosen(prompt, worker, now_s)
+        if fetch_blocks and (store := self.fleet.store(worker)):
+            reused = min((prompt.tokens - uncached_tokens) // self._block_size, len(prompt.blocks))
+            self._predictions.note(request_id, worker, store, prompt.blocks, reused)
+
+    def first_token(self, request_id: str, worker: str, now_s: float, cached_tokens: int | None = None) -> None:
+        """Note that a request's prefill is over on `worker`, and learn from it.
+
+        When less was there than predicted, the worker's store has lost it: it is predicted no more, until told again.
+        Arguments as in `Fleet.first_token`.
+        """
+        self.fleet.first_token(request_id, now_s, cached_tokens)
+        if cached_tokens is None or cached_tokens < 0:
+            self._predictions.forget(request_id)
+        elif missing := self._predictions.check(request_id, worker, cached_tokens // self._block_size):
+            self.shared.removed(missing.store, missing.blocks, missing.parents)
+
+    def finish(self, request_id: str) -> None:
+        """Note that a request has ended, well or not. Unknown ones are ignored."""
+        self.fleet.finish(request_id)
+        self._predictions.forget(request_id)
 
     def settle(self) -> None:
         """Do what a choice has put off; changes nothing that can be seen."""

@@ -4,7 +4,10 @@ A worker's batches are numbered. While they come one after the other, the index 
 a new incarnation, a newcomer or a reset ends that: what was known of the worker is dropped, it scores nothing, and `due`
 names it until its snapshot is here. Batches that come meanwhile wait, and those after the snapshot's number go on top.
 
-Knows numbering and tiers, no bus. Workers that are not in the fleet are not listened to, so strangers take no memory.
+What a worker tells of its store, LMCache, goes to that store's index: it outlives the worker. Prefill workers are no candidates;
+of them nothing else is taken in.
+
+Knows numbering and tiers, no bus. Workers that are not on the roster are not listened to, so strangers take no memory.
 """
 
 import itertools
@@ -16,9 +19,6 @@ from components.router.chooser import Chooser
 from components.router.kv_index import KvIndex
 from components.wire.kv import KvBatch, KvCleared, KvRemoved, KvStored, SnapshotChunk, Tier
 from components.wire.routing import Trust
-
-SHARED_STORE = "shared"
-"""The one store that all workers share; whoever tells of it speaks for all."""
 
 _PAUSE_S = 0.5
 _PATIENCE_S = 1.0
@@ -64,6 +64,8 @@ class _Source:
 
     Attributes:
         incarnation: of its process.
+        store: the LMCache server it tells of; empty without one.
+        only_shared: its own tiers do not count.
         why: it lost trust the last time.
         in_step: all its events are known, up to the one before `expected`.
         expected: the number of its next batch.
@@ -77,6 +79,8 @@ class _Source:
     """
 
     incarnation: str
+    store: str
+    only_shared: bool
     why: str
     ask_at_s: float
     in_step: bool = False
@@ -107,13 +111,28 @@ class Feed:
         self._sources: dict[str, _Source] = {}
         self.counts = Counts()
 
-    def listen_to(self, worker: str, incarnation: str, now_s: float) -> None:
-        """Note that a worker of the fleet lives; a new one, or a new incarnation, is not trusted yet."""
+    def listen_to(self, worker: str, incarnation: str, now_s: float, store: str = "", *, only_shared: bool = False) -> None:
+        """Note that a worker lives; a new one, or a new incarnation, is not trusted yet.
+
+        Args:
+            worker: its name.
+            incarnation: of its process.
+            now_s: now.
+            store: the LMCache server it tells of; empty without one.
+            only_shared: it is a prefill worker: only what it tells of its store counts.
+        """
         source = self._sources.get(worker)
         if source is None:
+            self._sources[worker] = _Source(incarnation, store, only_shared, "", now_s)
             self._distrust(worker, incarnation, "new here", now_s)
-        elif source.incarnation != incarnation:
+            return
+        source.store, source.only_shared = store, only_shared
+        if source.incarnation != incarnation:
             self._restarted(worker, incarnation, now_s)
+
+    def store_lost(self, store: str) -> None:
+        """Drop all that a store was said to hold: it is another process now, or none. Its workers withdraw it too."""
+        self._chooser.shared.forget(store)
 
     def forget(self, worker: str) -> None:
         """Listen to a worker no more."""
@@ -211,13 +230,13 @@ class Feed:
         return self._distrust(worker, incarnation, "it was restarted", now_s)
 
     def _distrust(self, worker: str, incarnation: str, why: str, now_s: float) -> _Source:
-        before = self._sources.get(worker)
+        before = self._sources[worker]
         self._chooser.distrust(worker)
         self._chooser.loading.add(worker)
         ask_at_s = now_s
-        if before is not None and before.incarnation == incarnation:
+        if before.incarnation == incarnation:
             ask_at_s = max(now_s, before.asked_s + _PAUSE_S)  # gap after gap: no storm of snapshots
-        source = self._sources[worker] = _Source(incarnation, why, ask_at_s)
+        source = self._sources[worker] = _Source(incarnation, before.store, before.only_shared, why, ask_at_s)
         return source
 
     def _give_up(self, worker: str, source: _Source, now_s: float) -> None:
@@ -251,7 +270,10 @@ class Feed:
         if isinstance(change, KvCleared):
             self._chooser.distrust(worker)
             return
-        index, holder = self._index(change.tier, worker)
+        place = self._place(change.tier, worker)
+        if place is None:
+            return
+        index, holder = place
         if isinstance(change, KvStored):
             index.stored(holder, change.blocks, change.parent)
             self.counts.stored_blocks += len(change.blocks)
@@ -259,8 +281,11 @@ class Feed:
             index.removed(holder, change.blocks, change.parents)
             self.counts.removed_blocks += len(change.blocks)
 
-    def _index(self, tier: Tier, worker: str) -> tuple[KvIndex, str]:
-        """Return where a tier's blocks are kept, and under whose name."""
-        if tier is Tier.DEVICE:
-            return self._chooser.device, worker
-        return (self._chooser.shared, SHARED_STORE) if tier is Tier.SHARED else (self._chooser.host, worker)
+    def _place(self, tier: Tier, worker: str) -> tuple[KvIndex, str] | None:
+        """Return where a tier's blocks are kept, and under whose name; None if they do not count."""
+        source = self._sources[worker]
+        if tier is Tier.SHARED:
+            return (self._chooser.shared, source.store) if source.store else None
+        if source.only_shared:
+            return None
+        return (self._chooser.device if tier is Tier.DEVICE else self._chooser.host), worker

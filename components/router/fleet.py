@@ -17,6 +17,8 @@ from components.wire.messages import WorkerStatus
 SETTLE_S = 2.0
 """A request younger than this may not be in its worker's status yet."""
 
+_AS_PREDICTED = 0.1  # share of the prompt by which reuse may differ from what was predicted
+
 
 @dataclass(slots=True)
 class _Reservation:
@@ -41,6 +43,7 @@ class _Book:
     queued_tokens: int = 0  # of requests without a first token
     active_tokens: int = 0  # of all: each is decoded there, or will be
     told_requests: int = 0  # the rest is the worker's word
+    store: str = ""
     used_tokens: int = 0
     free_tokens: int = 0
 
@@ -78,7 +81,7 @@ class Fleet:
         if book is None or fresh:
             self.forget(worker)
             book = self._books[worker] = _Book(incarnation)
-        told = status.load
+        told, book.store = status.load, status.store
         book.told_requests = told.running_requests + told.waiting_requests
         book.used_tokens = round(told.kv_usage * status.kv_blocks) * status.block_size
         book.free_tokens = status.kv_blocks * status.block_size - book.used_tokens
@@ -130,8 +133,14 @@ class Fleet:
             self._deadlines = [(entry.deadline_s, request_id) for request_id, entry in self._requests.items()]
             heapq.heapify(self._deadlines)
 
-    def first_token(self, request_id: str, now_s: float) -> None:
-        """Note that a request's prefill is over, and learn how long it took."""
+    def first_token(self, request_id: str, now_s: float, cached_tokens: int | None = None) -> None:
+        """Note that a request's prefill is over, and learn how long it took.
+
+        Args:
+            request_id: unknown ones are ignored.
+            now_s: now.
+            cached_tokens: of its prompt, what the engine says it had no need to compute; None if it does not say.
+        """
         entry = self._requests.get(request_id)
         if entry is None or not entry.prefilling:
             return
@@ -139,15 +148,26 @@ class Fleet:
         book.enter(entry, -1)
         entry.prefilling = False
         book.enter(entry, 1)
-        self._learn(entry, now_s - entry.since_s)
+        self._learn(entry, now_s - entry.since_s, cached_tokens)
 
-    def _learn(self, entry: _Reservation, ttft_s: float) -> None:
+    def _learn(self, entry: _Reservation, ttft_s: float, cached_tokens: int | None) -> None:
+        """Learn from a time to first token, each rate from requests that tell of it.
+
+        Loading is learned where it went as predicted and was most of the work: else it would be the small difference of two
+        large times. Where the engine had far more than predicted, a prefill worker has computed the prompt: that time, its
+        queue included, is what a token costs a request that goes here; who was ahead on this worker did not delay it.
+        """
         computed_tokens = entry.uncached_tokens + entry.ahead_tokens
-        if entry.fetch_tokens:
+        more_tokens = 0 if cached_tokens is None else cached_tokens - (entry.tokens - entry.uncached_tokens)
+        if more_tokens > entry.tokens * _AS_PREDICTED:
+            self._prefill.observe(entry.worker, entry.uncached_tokens, ttft_s)
+        elif more_tokens < -entry.tokens * _AS_PREDICTED:
+            self._prefill.observe(entry.worker, computed_tokens - more_tokens, ttft_s)
+        elif not entry.fetch_tokens:
+            self._prefill.observe(entry.worker, computed_tokens, ttft_s)
+        elif entry.fetch_tokens >= computed_tokens:
             computing_s = computed_tokens * self._prefill.seconds(entry.worker)
             self._fetch.observe(entry.worker, entry.fetch_tokens, ttft_s - computing_s)
-        else:
-            self._prefill.observe(entry.worker, computed_tokens, ttft_s)
 
     def finish(self, request_id: str) -> None:
         """Note that a request has ended, well or not. Unknown ones are ignored."""
@@ -169,6 +189,11 @@ class Fleet:
     def workers(self) -> list[str]:
         """Return the names of all known workers, in order of appearance."""
         return list(self._books)
+
+    def store(self, worker: str) -> str:
+        """Return the LMCache server a worker shares KV through; empty without one, or if the worker is unknown."""
+        book = self._books.get(worker)
+        return book.store if book else ""
 
     def knows(self, request_id: str) -> bool:
         """Return whether a request is on the books."""

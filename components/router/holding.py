@@ -9,7 +9,7 @@ a hole later when it is none: that costs a step of some search, and changes no r
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 
 class Holding:
@@ -113,3 +113,11 @@ class Holding:
         else:
             del self._holes_of_all[block]
         return self._holes.pop(block)
+
+
+def bits(mask: int) -> Iterator[int]:
+    """Return the bits of `mask`, one by one."""
+    while mask:
+        bit = mask & -mask
+        mask ^= bit
+        yield bit

@@ -19,6 +19,7 @@ class Entry:
         prompt_tokens: the prompt's length.
         overlap_blocks: reusable blocks the worker's engine held, by its events.
         expected_blocks: the same, with what was routed there a moment ago.
+        fetch_blocks: further blocks it could load from a slower tier.
         uncached_tokens: left to compute.
         cost_ms: predicted.
         candidates: how many workers there were to choose from.
@@ -35,6 +36,7 @@ class Entry:
     prompt_tokens: int
     overlap_blocks: int
     expected_blocks: int
+    fetch_blocks: int
     uncached_tokens: int
     cost_ms: float
     candidates: int

@@ -20,7 +20,7 @@ from itertools import repeat, zip_longest
 
 import msgspec
 
-from components.router.holding import Holding
+from components.router.holding import Holding, bits
 
 _INT_BYTES = 32
 _MAX_CACHED_MASKS = 4096
@@ -236,7 +236,7 @@ class KvIndex:
             max_blocks -= len(step)
             self._free(step)
             if not self._unswept:
-                for bit in _bits(self._swept):
+                for bit in bits(self._swept):
                     heapq.heappush(self._free_bits, bit)
         return len(self._unswept) + (len(self._holders) if self._retired else 0)
 
@@ -290,13 +290,5 @@ class KvIndex:
         """Return the workers in `mask`, and remember them."""
         if len(self._names) > _MAX_CACHED_MASKS:
             self._names.clear()
-        names = self._names[mask] = tuple(self._named[bit] for bit in _bits(mask))
+        names = self._names[mask] = tuple(self._named[bit] for bit in bits(mask))
         return names
-
-
-def _bits(mask: int) -> Iterator[int]:
-    """Return the bits of `mask`, one by one."""
-    while mask:
-        bit = mask & -mask
-        mask ^= bit
-        yield bit

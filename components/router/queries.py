@@ -106,7 +106,7 @@ class Queries:
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
     async def _workers(self, _: web.Request) -> web.Response:
-        names = sorted(self._service.roster.workers, key=by_number)
+        names = sorted(self._service.roster.everybody, key=by_number)
         return json_response({"workers": [worker_view(self._service, name) for name in names]})
 
     async def _worker(self, request: web.Request) -> web.Response:
@@ -119,7 +119,7 @@ class Queries:
 
     def _named(self, request: web.Request) -> str:
         name = request.match_info["name"]
-        if name not in self._service.roster.workers:
+        if name not in self._service.roster.everybody:
             raise NotFoundError("no worker has this name; GET /workers lists them", param="name")
         return name
 

@@ -6,7 +6,6 @@ Knows messages and the clock; what they mean for a choice stands in `chooser`, `
 import asyncio
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Iterable
 
 from components.bus.client import Bus, BusError
@@ -16,22 +15,26 @@ from components.router.answers import entry, left_s, told
 from components.router.chooser import Chooser, Decision
 from components.router.cost import Candidate, Prompt
 from components.router.feed import Feed
-from components.router.journal import Entry, Journal
+from components.router.journal import Journal
 from components.router.metrics import Metrics
+from components.router.notices import Notices, chosen
 from components.router.roster import Roster
 from components.wire.errors import InvalidRequestError, ModelNotFoundError, NoWorkerError
 from components.wire.kv import KvBatch, SnapshotChunk, SnapshotRequest
-from components.wire.messages import ProcessStatus
-from components.wire.routing import RouteCandidate, RouteEvent, RouteNotice, RouteReply, RouteRequest, Trust
+from components.wire.messages import ProcessStatus, WorkerRole
+from components.wire.routing import RouteCandidate, RouteNotice, RouteReply, RouteRequest, Trust
+from components.wire.store_life import StoreLife
 from components.wire.subjects import Subjects
 
 log = logging.getLogger(__name__)
 
 QUEUE = "routers"
+STORE = "lmcache"
+"""The component whose processes keep what Tier.SHARED holds."""
+
 _TICK_S = 0.1
 _SWEEP_BLOCKS = 20_000
 _RETRY_AFTER_S = 1.0
-_MAX_EARLY = 4096
 
 
 class RouterService:
@@ -76,7 +79,8 @@ class RouterService:
         self._subjects = subjects
         self._trust: dict[str, Trust] = {}
         self._chosen = asyncio.Event()
-        self._finished_early: OrderedDict[str, None] = OrderedDict()
+        self._notices = Notices(name, chooser, self.roster, self.journal, metrics)
+        self._stores: dict[str, StoreLife] = {}
 
     async def listen(self) -> None:
         """From now on hear what goes on."""
@@ -99,7 +103,7 @@ class RouterService:
         """
         self._check(request)
         prompt = Prompt(request.blocks, request.prompt_tokens, request.session)
-        if request.dry_run or self._withdrawn(request.request_id):
+        if request.dry_run or self._notices.withdrawn(request.request_id):
             return self._reply(self.explain(prompt, request.excluded), everything=request.dry_run)
         decision = self._decide(request, prompt)
         self._chosen.set()
@@ -115,7 +119,8 @@ class RouterService:
 
     def told(self, candidate: Candidate) -> RouteCandidate:
         """Return a candidate as it travels."""
-        return told(candidate, self.feed.trust(candidate.worker))
+        worker = candidate.worker
+        return told(candidate, self.feed.trust(worker), self.chooser.fleet.store(worker))
 
     async def reset(self, worker: str) -> None:
         """Drop what is known of a worker's KV, and ask it anew if the policy goes by its word.
@@ -138,7 +143,7 @@ class RouterService:
                 for worker in self.roster.expire(now_s):
                     self._forget(worker, "silent")
             self.chooser.fleet.expire(now_s)
-            for index in (self.chooser.device, self.chooser.host):
+            for index in (self.chooser.device, self.chooser.host, self.chooser.shared):
                 index.sweep(_SWEEP_BLOCKS)
             await self._ask()
             if self._hears_kv:
@@ -157,13 +162,6 @@ class RouterService:
             raise ModelNotFoundError(f"{self.name} routes for {self.model!r}, not {request.model!r}", param="model")
         if request.prompt_tokens < len(request.blocks) * self.block_size:
             raise InvalidRequestError(f"{len(request.blocks)} blocks of {self.block_size} tokens are longer than the prompt")
-
-    def _withdrawn(self, request_id: str) -> bool:
-        """Return whether the asker gave up before its query came; a later query with this id counts."""
-        if request_id not in self._finished_early:
-            return False
-        del self._finished_early[request_id]
-        return True
 
     def _decide(self, request: RouteRequest, prompt: Prompt) -> Decision:
         """Choose and book, and note how long each phase took."""
@@ -197,71 +195,30 @@ class RouterService:
 
     async def _tell_peers(self, request: RouteRequest, choice: Candidate) -> None:
         """Tell the other replicas of a choice, so that they book it too."""
-        notice = RouteNotice(
-            request.request_id,
-            RouteEvent.CHOSEN,
-            choice.worker,
-            prompt_tokens=request.prompt_tokens,
-            uncached_tokens=choice.uncached_tokens,
-            deadline_unix_s=request.deadline_unix_s,
-            blocks=request.blocks,
-            router=self.name,
-            session=request.session,
-        )
+        notice = chosen(request, choice, self.name)
         try:
             await self._bus.publish(self._subjects.route_notices(), notice)
         except BusError as error:
             log.warning("the other routers do not hear of a choice", extra={"error": str(error)})
 
     async def _on_notice(self, notice: RouteNotice) -> None:
-        now_s = time.monotonic()
-        fleet = self.chooser.fleet
-        if notice.event is RouteEvent.CHOSEN:
-            self._on_chosen(notice, now_s)
-        elif notice.event is RouteEvent.FIRST_TOKEN:
-            fleet.first_token(notice.request_id, now_s)
-            if entry := self.journal.find(notice.request_id):
-                self._on_first_token(notice, entry)
-        else:
-            if not fleet.knows(notice.request_id):
-                self._finished_early[notice.request_id] = None
-                if len(self._finished_early) > _MAX_EARLY:
-                    self._finished_early.popitem(last=False)
-            fleet.finish(notice.request_id)
-            if entry := self.journal.find(notice.request_id):
-                entry.finished = True
-
-    def _on_first_token(self, notice: RouteNotice, entry: Entry) -> None:
-        """Note how a decision of ours turned out."""
-        if notice.ttft_s is not None:
-            entry.ttft_ms = notice.ttft_s * 1000
-        cached_tokens = notice.cached_tokens
-        if entry.cached_tokens is None and cached_tokens is not None and 0 <= cached_tokens <= entry.prompt_tokens:
-            entry.cached_tokens = cached_tokens
-            self._metrics.reused(entry, cached_tokens)
-
-    def _on_chosen(self, notice: RouteNotice, now_s: float) -> None:
-        """Book what another replica chose, unless its end was faster than this notice."""
-        if notice.router == self.name or notice.worker not in self.roster.workers:
-            return
-        prompt = Prompt(notice.blocks, max(notice.prompt_tokens, 0), notice.session)
-        deadline_s = now_s + left_s(notice.deadline_unix_s, time.time())
-        self.chooser.note(notice.request_id, prompt, notice.worker, max(notice.uncached_tokens, 0), now_s, deadline_s)
-        if notice.request_id in self._finished_early:
-            del self._finished_early[notice.request_id]
-            self.chooser.fleet.finish(notice.request_id)
+        self._notices.hear(notice, time.monotonic())
 
     async def _on_status(self, status: ProcessStatus) -> None:
         now_s = time.monotonic()
         if self.roster.hear(status, now_s):
             self._forget(status.name, status.state.value)
-        present = self.roster.workers.get(status.name)
-        if present is not None:
+        if status.component == STORE and self._stores.setdefault(status.name, StoreLife()).hear(status, now_s):
+            self.feed.store_lost(status.name)  # a silent one's workers withdraw what it held
+        if present := self.roster.workers.get(status.name):
             if self.chooser.fleet.update(status.name, present.incarnation, present.offer, now_s):
                 self.chooser.restarted(status.name)
-            if self._hears_kv:
-                self.feed.listen_to(status.name, present.incarnation, now_s)
-                await self._ask()
+        else:
+            present = self.roster.prefill_workers.get(status.name)
+        if present is not None and self._hears_kv:
+            only_shared = present.offer.role is WorkerRole.PREFILL
+            self.feed.listen_to(status.name, present.incarnation, now_s, present.offer.store, only_shared=only_shared)
+            await self._ask()
 
     async def _on_batch(self, batch: KvBatch) -> None:
         self.feed.batch(batch, time.monotonic())
@@ -294,7 +251,7 @@ class RouterService:
 
     def _log_trust(self) -> None:
         """Write a line when the trust in a worker's events has changed: routing never degrades silently."""
-        now = {worker: self.feed.trust(worker) for worker in self.roster.workers}
+        now = {worker: self.feed.trust(worker) for worker in self.roster.everybody}
         for worker, trust in now.items():
             if self._trust.get(worker) is not trust:
                 level = logging.INFO if trust is Trust.EXACT else logging.WARNING

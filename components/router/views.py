@@ -8,6 +8,7 @@ from components.router.cost import Load
 from components.router.feed import Counts
 from components.router.kv_index import IndexStats
 from components.router.service import RouterService
+from components.wire.messages import WorkerRole
 from components.wire.routing import Trust
 
 
@@ -16,6 +17,8 @@ class WorkerView(msgspec.Struct, frozen=True):
 
     Attributes:
         name: its name.
+        role: decode; prefill workers take no requests, but tell what is in their store.
+        store: the LMCache server it shares KV through; empty without one.
         incarnation: of its process.
         state: ready or draining.
         trust: in what is known of its KV: exact, degraded or fallback.
@@ -23,6 +26,7 @@ class WorkerView(msgspec.Struct, frozen=True):
         seq: the last batch of its events in the index; null when out of step.
         blocks: of its device, in the index.
         host_blocks: of its slower tiers, in the index.
+        shared_blocks: of its store, in the index.
         load: by the router's books.
         running_requests: by its own word.
         waiting_requests: by its own word.
@@ -34,6 +38,8 @@ class WorkerView(msgspec.Struct, frozen=True):
     """
 
     name: str
+    role: WorkerRole
+    store: str
     incarnation: str
     state: str
     trust: Trust
@@ -41,6 +47,7 @@ class WorkerView(msgspec.Struct, frozen=True):
     seq: int | None
     blocks: int
     host_blocks: int
+    shared_blocks: int
     load: Load
     running_requests: int
     waiting_requests: int
@@ -62,15 +69,17 @@ class IndexView(msgspec.Struct, frozen=True):
 
 
 def worker_view(service: RouterService, name: str) -> WorkerView:
-    """Return what is known of a worker on the roster.
+    """Return what is known of a worker on the roster, a prefill worker too.
 
     Raises:
         KeyError: there is none of this name.
     """
-    present, chooser, feed = service.roster.workers[name], service.chooser, service.feed
+    present, chooser, feed = service.roster.everybody[name], service.chooser, service.feed
     told, speed = present.offer.load, chooser.fleet.speed(name)
     return WorkerView(
         name=name,
+        role=present.offer.role,
+        store=present.offer.store,
         incarnation=present.incarnation,
         state=present.state.value,
         trust=feed.trust(name),
@@ -78,7 +87,8 @@ def worker_view(service: RouterService, name: str) -> WorkerView:
         seq=feed.seq(name),
         blocks=chooser.device.workers().get(name, 0),
         host_blocks=chooser.host.workers().get(name, 0),
-        load=chooser.fleet.load(name),
+        shared_blocks=chooser.shared.workers().get(present.offer.store, 0),
+        load=chooser.fleet.load(name) if name in service.roster.workers else Load(),
         running_requests=told.running_requests,
         waiting_requests=told.waiting_requests,
         kv_usage=told.kv_usage,

@@ -56,6 +56,7 @@ class RouteCandidate(Message, frozen=True):
         decode_s: slowed by other requests' decoding.
         memory_s: for want of KV memory.
         cost_s: all of it.
+        store: the LMCache server it can load from; empty without one.
     """
 
     worker: str
@@ -73,6 +74,7 @@ class RouteCandidate(Message, frozen=True):
     decode_s: float = 0.0
     memory_s: float = 0.0
     cost_s: float = 0.0
+    store: str = ""
 
 
 class RouteReply(Message, frozen=True):
@@ -114,6 +116,7 @@ class RouteNotice(Message, frozen=True):
         cached_tokens: with `first_token`: what the engine says it reused.
         router: with `chosen`: which replica chose, and so has it in its books already.
         session: with `chosen`: as in `RouteRequest`.
+        fetch_blocks: with `chosen`: blocks to be loaded from a slower tier.
     """
 
     request_id: str
@@ -127,6 +130,7 @@ class RouteNotice(Message, frozen=True):
     cached_tokens: int | None = None
     router: str = ""
     session: str | None = None
+    fetch_blocks: int = 0
 
 
 class TokenizeQuery(Message, frozen=True):

@@ -8,6 +8,7 @@ from components.bus.process import FatalError, Process, unless
 from components.engine.protocol import Engine, EngineInfo, EngineStartError
 from components.wire.messages import ProcessState, WorkerStatus
 from components.worker.kv_publisher import KvPublisher
+from components.worker.store_watch import StoreWatch
 
 
 class Service(Protocol):
@@ -54,11 +55,22 @@ async def serve_engine(
         await engine.stop()
 
 
-async def announce_kv(engine: Engine, process: Process) -> KvPublisher:
-    """Tell everybody who asks what the engine holds, from now on."""
+async def announce_kv(engine: Engine, process: Process, store: str = "") -> KvPublisher:
+    """Tell everybody who asks what the engine holds, and what it put into LMCache, from now on.
+
+    Args:
+        engine: started.
+        process: this one.
+        store: name of its LMCache server's process; empty without one.
+    """
     member = process.member
     publisher = KvPublisher(process.bus, process.subjects, member.name, member.incarnation, member.registry)
     await publisher.listen()
+    if store:
+        silence_timeout_s = process.graph.supervision.silence_timeout_s
+        watch = StoreWatch(process.bus, process.subjects, store, silence_timeout_s, publisher)
+        await watch.listen()
+        process.tasks.create_task(watch.run())
     process.tasks.create_task(publisher.run(engine.kv_updates()))
     process.tasks.create_task(publisher.keep_alive())
     return publisher

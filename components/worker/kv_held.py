@@ -33,6 +33,10 @@ class HeldBlocks:
         held = self._tiers.get(Tier.DEVICE, {})
         return next((index for index, block in enumerate(blocks) if block not in held), len(blocks))
 
+    def on(self, tier: Tier) -> list[int]:
+        """Return what is held on one tier."""
+        return list(self._tiers.get(tier, ()))
+
     def runs(self) -> Iterator[KvStored]:
         """Return what is held at this moment, as long runs; later changes do not show in it."""
         return _runs([(tier, held.copy()) for tier, held in self._tiers.items()])

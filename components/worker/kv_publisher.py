@@ -6,13 +6,13 @@ it changes whether the engine's own events are all known: every router then asks
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from components.bus.client import Bus, BusError
 from components.engine.protocol import KvUpdate
-from components.wire.kv import KvBatch, KvChange, KvCleared, KvRemoved, KvStored, SnapshotChunk, SnapshotRequest
+from components.wire.kv import KvBatch, KvChange, KvCleared, KvRemoved, KvStored, SnapshotChunk, SnapshotRequest, Tier
 from components.wire.messages import Message
 from components.wire.subjects import Subjects
 from components.worker.kv_held import HeldBlocks, portions
@@ -57,11 +57,15 @@ class KvPublisher:
             if update.complete != self._complete:
                 self._complete = update.complete
                 self._seq += 1
-            for changes in portions(update.changes, self._at_most(MAX_BATCH_BLOCKS)):
-                self._seq += 1
-                told = [self.held.apply(change) for change in changes]
-                self._metrics.held_blocks.set(len(self.held))
-                await self._send(told)
+            await self._tell(update.changes)
+
+    async def withdraw(self, tier: Tier) -> int:
+        """Tell that nothing is held on `tier` any more; return how many blocks were."""
+        blocks = self.held.on(tier)
+        self._metrics.removed.inc(len(blocks))
+        if blocks:
+            await self._tell([KvRemoved(blocks, tier)])
+        return len(blocks)
 
     async def keep_alive(self) -> None:
         """Once a second repeat the last number, so that a lost last batch is noticed; for ever."""
@@ -91,6 +95,14 @@ class KvPublisher:
             chunk, index = following, index + 1
             await asyncio.sleep(0)  # tokens go first
         self._metrics.snapshots.inc()
+
+    async def _tell(self, changes: Sequence[KvChange]) -> None:
+        """Publish changes, in batches that fit a message."""
+        for portion in portions(changes, self._at_most(MAX_BATCH_BLOCKS)):
+            self._seq += 1
+            told = [self.held.apply(change) for change in portion]
+            self._metrics.held_blocks.set(len(self.held))
+            await self._send(told)
 
     def _at_most(self, blocks: int) -> int:
         """Return how many blocks to put into one message: `blocks`, or what the server takes."""

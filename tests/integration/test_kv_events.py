@@ -11,13 +11,13 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from components.bus.client import Bus
-from components.decode import kv_publisher
 from components.engine.protocol import KvUpdate
 from components.engine.sim import SimEngine
 from components.graph import schema
 from components.wire.block_hash import block_hashes, root_hash
 from components.wire.kv import KvBatch, KvCleared, KvRemoved, KvStored
 from components.wire.subjects import Subjects
+from components.worker import kv_publisher
 from components.worker.kv_publisher import KvPublisher
 from tests.support.engine_contract import ask, make_request
 from tests.support.kv_receiver import KvReceiver, blocks

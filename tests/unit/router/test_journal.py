@@ -5,7 +5,7 @@ from components.router.journal import Entry, Journal
 
 def entry(number: int) -> Entry:
     """A decision."""
-    return Entry(f"r{number}", float(number), "decode-0", 70, 2, 2, 6, 1.5, 3, "exact", 80.0)
+    return Entry(f"r{number}", float(number), "decode-0", 70, 2, 2, 0, 6, 1.5, 3, "exact", 80.0)
 
 
 def test_the_last_ones_come_newest_first() -> None:

@@ -89,7 +89,7 @@ _DELTA = TokenDelta(
 _LOAD = WorkerLoad(3, 1, 0.25, 1000, 640, 200)
 _WORKER = WorkerStatus("demo", 4096, 32, 512, _LOAD, True, WorkerRole.PREFILL, "lmcache-0")
 _CANDIDATE = RouteCandidate(
-    "decode-0", Trust.DEGRADED, 10, 12, 3, 480, 4, 1000, 9000, 0.012, 0.001, 0.03, 0.02, 0.005, 0.068
+    "decode-0", Trust.DEGRADED, 10, 12, 3, 480, 4, 1000, 9000, 0.012, 0.001, 0.03, 0.02, 0.005, 0.068, "lmcache-0"
 )
 
 EXAMPLES: dict[str, Message | ErrorReply] = {
@@ -119,7 +119,7 @@ EXAMPLES: dict[str, Message | ErrorReply] = {
     "RouteRequest": RouteRequest("r", "demo", [1, 2], 70, 1790000000.5, "session-1", ["decode-1"], True),
     "RouteReply": RouteReply("kv", _CANDIDATE, [_CANDIDATE], "router-0"),
     "RouteNotice": RouteNotice(
-        "r", RouteEvent.FIRST_TOKEN, "decode-0", 70, 30, 1790000000.5, [1, 2], 0.05, 64, "router-0", "s"
+        "r", RouteEvent.FIRST_TOKEN, "decode-0", 70, 30, 1790000000.5, [1, 2], 0.05, 64, "router-0", "s", 3
     ),
     "MetricsReply": MetricsReply(
         "decode-0",
