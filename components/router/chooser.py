@@ -59,6 +59,7 @@ class Chooser:
         host: what each worker can load from a tier of its own (host memory, disk), by worker.
         shared: what LMCache holds, by store: whoever told of it, all workers of that store can load it.
         fleet: who is busy.
+        predictions: what requests under way shall load from LMCache.
         loading: workers of whose blocks the index may hold only a part yet, or some that are gone: they count as empty.
     """
 
@@ -77,7 +78,7 @@ class Chooser:
         self.fleet = Fleet(settings)
         self.loading: set[str] = set()
         self._recent = RecentChoices(RECENT_TTL_S)
-        self._predictions = Predictions()
+        self.predictions = Predictions()
         self._policy = policy
         self._block_size = block_size
         self._settings = settings
@@ -164,7 +165,7 @@ class Chooser:
         self._policy.chosen(prompt, worker, now_s)
         if fetch_blocks and (store := self.fleet.store(worker)):
             reused = min((prompt.tokens - uncached_tokens) // self._block_size, len(prompt.blocks))
-            self._predictions.note(request_id, worker, store, prompt.blocks, reused)
+            self.predictions.note(request_id, worker, store, prompt.blocks, reused)
 
     def first_token(self, request_id: str, worker: str, now_s: float, cached_tokens: int | None = None) -> None:
         """Note that a request's prefill is over on `worker`, and learn from it.
@@ -174,14 +175,14 @@ class Chooser:
         """
         self.fleet.first_token(request_id, now_s, cached_tokens)
         if cached_tokens is None or cached_tokens < 0:
-            self._predictions.forget(request_id)
-        elif missing := self._predictions.check(request_id, worker, cached_tokens // self._block_size):
+            self.predictions.forget(request_id)
+        elif missing := self.predictions.check(request_id, worker, cached_tokens // self._block_size):
             self.shared.removed(missing.store, missing.blocks, missing.parents)
 
     def finish(self, request_id: str) -> None:
         """Note that a request has ended, well or not. Unknown ones are ignored."""
         self.fleet.finish(request_id)
-        self._predictions.forget(request_id)
+        self.predictions.forget(request_id)
 
     def settle(self) -> None:
         """Do what a choice has put off; changes nothing that can be seen."""

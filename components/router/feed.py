@@ -4,8 +4,8 @@ A worker's batches are numbered. While they come one after the other, the index 
 a new incarnation, a newcomer or a reset ends that: what was known of the worker is dropped, it scores nothing, and `due`
 names it until its snapshot is here. Batches that come meanwhile wait, and those after the snapshot's number go on top.
 
-What a worker tells of its store, LMCache, goes to that store's index: it outlives the worker. Prefill workers are no candidates;
-of them nothing else is taken in.
+What a worker tells of its store (LMCache) goes to that store's index, and outlives the worker. Prefill workers are no
+candidates: nothing else is taken from them.
 
 Knows numbering and tiers, no bus. Workers that are not on the roster are not listened to, so strangers take no memory.
 """

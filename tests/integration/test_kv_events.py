@@ -15,7 +15,7 @@ from components.engine.protocol import KvUpdate
 from components.engine.sim import SimEngine
 from components.graph import schema
 from components.wire.block_hash import block_hashes, root_hash
-from components.wire.kv import KvBatch, KvCleared, KvRemoved, KvStored
+from components.wire.kv import KvBatch, KvCleared, KvRemoved, KvStored, Tier
 from components.wire.subjects import Subjects
 from components.worker import kv_publisher
 from components.worker.kv_publisher import KvPublisher
@@ -210,6 +210,21 @@ async def test_what_the_engine_lost_is_passed_on(tmp_path: Path) -> None:
         assert [batch.seq for batch in w.receiver.batches if batch.changes] == [1, 3, 5]
         assert (await w.receiver.snapshot())[0].complete
         assert w.metric("complete") == 1
+
+
+async def test_a_tier_is_withdrawn_in_portions(tmp_path: Path) -> None:
+    """In step with the other batches; a snapshot does not bring it back, and other tiers stay."""
+    async with worker(tmp_path) as w:
+        await w.updates.put(KvUpdate([KvStored(list(range(1, 10_001)), tier=Tier.SHARED), KvStored([1, 2])], 2))
+        await w.receiver.caught_up(3)
+        assert await w.publisher.withdraw(Tier.SHARED) == 10_000
+        assert await w.publisher.withdraw(Tier.SHARED) == 0
+        await w.receiver.caught_up(6)
+        removed = [each for batch in w.receiver.batches[-3:] for each in batch.changes if isinstance(each, KvRemoved)]
+        assert sorted(block for each in removed for block in each.blocks) == list(range(1, 10_001))
+        assert max(len(each.blocks) for each in removed) <= 4096
+        (chunk,) = await w.receiver.snapshot()
+        assert chunk.stored == [KvStored([1, 2])]
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -427,7 +427,7 @@ async def test_explain_tells_what_every_worker_would_cost(router: Routing) -> No
         assert (answer["prompt_tokens"], answer["prompt_blocks"], answer["policy"]) == (100, 3, "kv")
         assert answer["choice"] == answer["candidates"][0]
         assert set(answer["choice"]) == {
-            "worker", "trust", "overlap_blocks", "expected_blocks", "fetch_blocks", "uncached_tokens", "requests",
+            "worker", "trust", "overlap_blocks", "expected_blocks", "fetch_blocks", "store", "uncached_tokens", "requests",
             "queued_tokens", "active_tokens", "prefill_s", "fetch_s", "queue_s", "decode_s", "memory_s", "cost_s",
         }  # fmt: skip
         assert [each["worker"] for each in answer["candidates"]] == ["decode-0"]

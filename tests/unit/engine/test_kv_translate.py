@@ -103,6 +103,38 @@ def test_tiers_are_kept_apart() -> None:
     assert told(removed(0, tier=Tier.SHARED), translator=translator).changes == [KvRemoved([OURS[0]], Tier.SHARED)]
 
 
+def test_what_lmcache_stores_again_is_told_again() -> None:
+    """It holds nothing twice: the first copy was evicted, or went with the server, and nobody told. One removal ends it."""
+    translator, tier = KvTranslator("m", SIZE), Tier.SHARED
+    again = [KvStored(OURS[:3], None, tier)]
+    assert told(stored(0, 2, tier=tier), translator=translator).changes == again
+    assert told(stored(0, 2, tier=tier), translator=translator).changes == again
+    gone = told(removed(2, tier=tier), translator=translator)
+    assert gone.changes == [KvRemoved([OURS[2]], tier)]
+    assert told(removed(2, tier=tier), translator=translator).changes == []
+    assert told(stored(2, 3, tier=tier), translator=translator).changes == [KvStored(OURS[2:4], OURS[1], tier)]
+
+
+def test_old_chunks_of_lmcache_make_room() -> None:
+    """A sixteenth at once, and at most as many as said; chunks stored again are young again."""
+    translator, tier = KvTranslator("m", SIZE, max_chunks=8), Tier.SHARED
+    told(stored(0, 7, tier=tier), stored(0, 0, tier=tier), translator=translator)
+    update = told(stored(8, 8, tier=tier), translator=translator)
+    assert update.changes == [KvStored([OURS[8]], OURS[7], tier), KvRemoved(OURS[1:3], tier)]
+    assert told(stored(2, 2, tier=tier), translator=translator).orphan_blocks == 1
+
+
+def test_what_is_shared_is_withdrawn_even_if_everything_is_cleared_next() -> None:
+    """Clearing says nothing of it."""
+    translator = KvTranslator("m", SIZE)
+    told(stored(0, 1), stored(0, 1, tier=Tier.SHARED), translator=translator)
+    translator.apply([removed(0, 1, tier=Tier.SHARED)])
+    translator.lose()
+    update = translator.take()
+    assert update is not None
+    assert update.changes == [KvRemoved(OURS[:2], Tier.SHARED), KvCleared()]
+
+
 def test_larger_blocks_are_several_of_ours() -> None:
     """A store whose blocks are eight tokens: each is two of ours, and both go with it."""
     chunks = [EngineStored([n], n - 1 or None, PROMPT[n * 8 - 8 : n * 8], 8, tier=Tier.HOST) for n in (1, 2, 3)]

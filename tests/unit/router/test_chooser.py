@@ -23,10 +23,10 @@ def chooser_of(count: int, policy: str = "kv", settings: PolicySettings | None =
     return chooser
 
 
-def tell(chooser: Chooser, worker: str, **load: float) -> None:
+def tell(chooser: Chooser, worker: str, store: str = "", **load: float) -> None:
     """A worker tells of itself."""
     told = WorkerLoad(**load)  # type: ignore[arg-type]
-    status = WorkerStatus(model="demo", max_model_len=65536, block_size=BLOCK_SIZE, kv_blocks=16384, load=told)
+    status = WorkerStatus("demo", 65536, BLOCK_SIZE, 16384, told, store=store)
     chooser.fleet.update(worker, "first", status, 0.0)
 
 
@@ -105,16 +105,58 @@ def test_ties_are_broken_evenly() -> None:
 
 
 def test_what_any_worker_can_load_is_worth_something_everywhere() -> None:
-    """KV in LMCache makes an idle worker nearly as good as the holder; the holder still wins a tie."""
-    chooser = chooser_of(2)
+    """KV in LMCache makes an idle worker of its host nearly as good as the holder; the holder still wins a tie."""
+    chooser = chooser_of(3)
+    for worker, store in (("w0", "lmcache-0"), ("w1", "lmcache-0"), ("w2", "lmcache-b-0")):
+        tell(chooser, worker, store)
     prompt = prompt_of(100)
     chooser.device.stored("w0", prompt.blocks)
-    chooser.shared.stored("lmcache", prompt.blocks)
-    w0, w1 = chooser.explain(prompt, 1.0).candidates
-    assert (w0.fetch_blocks, w1.fetch_blocks) == (0, 100)
+    chooser.shared.stored("lmcache-0", prompt.blocks)
+    w0, w1, w2 = chooser.explain(prompt, 1.0).candidates
+    assert (w0.fetch_blocks, w1.fetch_blocks, w2.fetch_blocks) == (0, 100, 0)
     assert w0.cost_s < w1.cost_s
     chooser.fleet.reserve("other", "w0", tokens=1000, uncached_tokens=1000, now_s=1.0, deadline_s=LATER_S)
     assert choose(chooser, "r", prompt) == "w1"
+
+
+def fetching(cached_tokens: int | None, worker: str = "w0") -> tuple[int, int]:
+    """Two workers are to load the same 100 blocks; return what is left of the prediction when the first token is out.
+
+    Returns:
+        How many blocks the store is said to hold now, and how many predictions are kept.
+    """
+    chooser, prompt = chooser_of(0), prompt_of(100)
+    tell(chooser, "w0", "lmcache-0")
+    chooser.shared.stored("lmcache-0", prompt.blocks)
+    chooser.choose("r", prompt, 1.0, LATER_S)
+    chooser.first_token("r", worker, 1.1, cached_tokens)
+    chooser.finish("r")
+    held = chooser.held(prompt, LATER_S).shared
+    return held.get("lmcache-0", 0), len(chooser.predictions)
+
+
+@pytest.mark.parametrize(
+    ("cached_tokens", "held"),
+    [(3200, 100), (3201, 100), (640, 20), (650, 20), (0, 0), (None, 100), (-1, 100)],
+)
+def test_what_a_store_did_not_supply_is_predicted_no_more(cached_tokens: int | None, held: int) -> None:
+    """Evicted without a word: costs one request time. What it did supply stays."""
+    assert fetching(cached_tokens) == (held, 0)
+
+
+def test_another_worker_proves_nothing() -> None:
+    """The request went elsewhere in the end."""
+    assert fetching(0, worker="w9") == (100, 0)
+
+
+def test_a_replica_corrects_by_what_another_one_chose() -> None:
+    """It is told of the choice and hears the same first token."""
+    chooser, prompt = chooser_of(0), prompt_of(100)
+    tell(chooser, "w0", "lmcache-0")
+    chooser.shared.stored("lmcache-0", prompt.blocks)
+    chooser.note("r", prompt, "w0", 1, 1.0, LATER_S, fetch_blocks=100)
+    chooser.first_token("r", "w0", 1.1, 640)
+    assert chooser.held(prompt, LATER_S).shared == {"lmcache-0": 20}
 
 
 def test_a_worker_without_room_for_the_context_costs_more() -> None:

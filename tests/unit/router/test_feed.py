@@ -35,11 +35,12 @@ class Scene:
         for worker in workers:
             self.appear(worker)
 
-    def appear(self, worker: str, incarnation: str = "first") -> None:
+    def appear(self, worker: str, incarnation: str = "first", store: str = "lmcache-0", prefill: bool = False) -> None:
         """A worker tells its status."""
-        status = WorkerStatus("demo", 65536, 32, 16384)
-        self.chooser.fleet.update(worker, incarnation, status, self.now_s)
-        self.feed.listen_to(worker, incarnation, self.now_s)
+        status = WorkerStatus("demo", 65536, 32, 16384, store=store)
+        if not prefill:
+            self.chooser.fleet.update(worker, incarnation, status, self.now_s)
+        self.feed.listen_to(worker, incarnation, self.now_s, store, only_shared=prefill)
         self.ask()
 
     def ask(self, after_s: float = 0.0) -> list[str]:
@@ -286,6 +287,57 @@ def test_tiers_are_kept_apart() -> None:
     scene.batch(2, KvCleared())
     w0, _ = scene.chooser.explain(Prompt(PROMPT, 641), scene.now_s).candidates
     assert (w0.overlap_blocks, w0.fetch_blocks) == (0, 6)
+
+
+def shared(scene: Scene) -> dict[str, int]:
+    """How much of the prompt each store holds."""
+    return scene.chooser.shared.overlap(PROMPT)
+
+
+def test_stores_are_kept_apart() -> None:
+    """Whoever tells of a store, its workers can load it, no others; a worker without a store has nothing to tell of."""
+    scene = Scene("w0")
+    scene.appear("w1", store="lmcache-b-0")
+    scene.appear("w2", store="")
+    for worker, blocks in (("w0", 4), ("w1", 8), ("w2", 12)):
+        scene.chunk(0, worker=worker)
+        scene.batch(1, KvStored(PROMPT[:blocks], tier=Tier.SHARED), worker=worker)
+    assert shared(scene) == {"lmcache-0": 4, "lmcache-b-0": 8}
+    candidates = scene.chooser.explain(Prompt(PROMPT, 641), scene.now_s).candidates
+    assert [each.fetch_blocks for each in candidates] == [4, 8, 0]
+
+
+def test_of_a_prefill_worker_only_its_store_counts() -> None:
+    """It is no candidate; what it put into LMCache others can load, also when it is gone."""
+    scene = Scene("w0")
+    scene.chunk(0)
+    scene.appear("p0", prefill=True)
+    scene.chunk(0, worker="p0")
+    scene.batch(1, KvStored(PROMPT), KvStored(PROMPT[:8], tier=Tier.SHARED), KvRemoved(PROMPT[:2]), worker="p0")
+    assert scene.feed.trust("p0") is Trust.EXACT
+    assert (scene.chooser.device.overlap(PROMPT), shared(scene)) == ({}, {"lmcache-0": 8})
+    scene.batch(2, KvRemoved(PROMPT[6:8], Tier.SHARED), worker="p0")
+    scene.feed.forget("p0")
+    scene.chooser.forget("p0")
+    (candidate,) = scene.chooser.explain(Prompt(PROMPT, 641), scene.now_s).candidates
+    assert (candidate.worker, candidate.fetch_blocks) == ("w0", 6)
+
+
+def test_what_a_lost_store_held_does_not_come_back() -> None:
+    """Its workers withdraw what they told; a snapshot that was under way is followed by that."""
+    scene = Scene("w0")
+    scene.chunk(0)
+    scene.batch(1, KvStored(PROMPT, tier=Tier.SHARED))
+    scene.batch(3, KvStored([1], tier=Tier.SHARED))
+    scene.feed.store_lost("lmcache-0")
+    assert shared(scene) == {}
+    scene.ask(after_s=1.0)
+    stale = [KvStored(PROMPT, tier=Tier.SHARED)]
+    scene.batch(4, KvRemoved(PROMPT, Tier.SHARED))
+    scene.feed.chunk(SnapshotChunk(scene.asked["w0"][-1], "w0", "first", 3, 0, last=True, stored=stale), scene.now_s)
+    assert (shared(scene), scene.feed.trust("w0")) == ({}, Trust.EXACT)
+    scene.batch(5, KvStored(PROMPT[:3], tier=Tier.SHARED))
+    assert shared(scene) == {"lmcache-0": 3}
 
 
 Event = st.sampled_from(["send", "lose", "repeat", "double", "restart", "chunks", "lose chunk", "pass"])

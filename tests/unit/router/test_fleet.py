@@ -177,6 +177,41 @@ def test_loading_is_learned_apart_from_computing() -> None:
     assert fleet.speed("a").fetch_s_per_token == pytest.approx(2e-5)
 
 
+def learned(
+    tokens: int, uncached: int, fetch: int, cached: int | None, ttft_s: float, queued: int = 0
+) -> tuple[float, float]:
+    """Return both rates, in microseconds a token, after eight such requests."""
+    fleet = fleet_of("a")
+    for number in range(8):
+        fleet.reserve("other", "a", tokens=queued, uncached_tokens=queued, now_s=float(number), deadline_s=600.0)
+        fleet.reserve(
+            "r", "a", tokens=tokens, uncached_tokens=uncached, fetch_tokens=fetch, now_s=float(number), deadline_s=600.0
+        )
+        fleet.first_token("r", number + ttft_s, cached)
+        fleet.finish("r")
+        fleet.finish("other")
+    speed = fleet.speed("a")
+    return round(speed.prefill_s_per_token * 1e6, 1), round(speed.fetch_s_per_token * 1e6, 1)
+
+
+def test_a_wrong_prediction_teaches_no_load_time() -> None:
+    """The engine computed what could not be loaded: that is computing, all of it."""
+    assert learned(5000, 1000, 4000, cached=0, ttft_s=0.5) == (100.0, 4.0)
+    assert learned(5000, 1000, 4000, cached=4000, ttft_s=0.068) == (28.0, 10.0)
+    assert learned(5000, 1000, 4000, cached=None, ttft_s=0.068) == (28.0, 10.0)
+
+
+def test_a_remote_prefill_teaches_what_it_took_and_no_load_time() -> None:
+    """Far more was cached than predicted; whoever was queued on this worker did not delay it."""
+    assert learned(5000, 4000, 1000, cached=4990, ttft_s=0.4, queued=3000) == (100.0, 4.0)
+    assert learned(5000, 5000, 0, cached=4990, ttft_s=0.5, queued=3000) == (100.0, 4.0)
+
+
+def test_a_little_loading_beside_much_computing_teaches_nothing() -> None:
+    """It is the small difference of two large times."""
+    assert learned(5000, 4000, 1000, cached=1000, ttft_s=0.5) == (28.0, 4.0)
+
+
 def test_a_rate_starts_sane_then_goes_by_the_fleet_then_by_the_worker() -> None:
     """Four samples are enough for either."""
     rate = Rate(1.0)

@@ -1,9 +1,10 @@
 """Tests for the roster: who is there, who drains, who is gone, and whether there are other routers."""
 
 from components.router.roster import Roster
-from components.wire.messages import ProcessState, ProcessStatus, WorkerStatus
+from components.wire.messages import ProcessState, ProcessStatus, WorkerRole, WorkerStatus
 
 SILENT_S = 3.0
+ROLES = {role.value for role in WorkerRole}
 
 
 def status(
@@ -14,7 +15,7 @@ def status(
     incarnation: str = "a1",
 ) -> ProcessStatus:
     """What a process tells of itself."""
-    worker = WorkerStatus(model, 4096, 32, 100) if component == "decode" else None
+    worker = WorkerStatus(model, 4096, 32, 100, role=WorkerRole(component)) if component in ROLES else None
     return ProcessStatus(name, component, incarnation, 1, "host", state, worker=worker)
 
 
@@ -24,6 +25,17 @@ def test_workers_of_the_model_are_there() -> None:
     for each in (status("decode-0"), status("other-0", model="else"), status("processor-0", component="processor")):
         assert not roster.hear(each, 1.0)
     assert list(roster.workers) == ["decode-0"]
+
+
+def test_prefill_workers_are_heard_but_no_candidates() -> None:
+    """They come and go like others."""
+    roster = Roster("demo", "router-0", SILENT_S)
+    for each in (status("decode-0"), status("prefill-0", component="prefill"), status("prefill-1", component="prefill")):
+        assert not roster.hear(each, 1.0)
+    assert (list(roster.workers), list(roster.prefill_workers)) == (["decode-0"], ["prefill-0", "prefill-1"])
+    assert roster.hear(status("prefill-0", ProcessState.STOPPED, component="prefill"), 2.0)
+    assert roster.expire(1.1 + SILENT_S) == ["decode-0", "prefill-1"]
+    assert roster.everybody == {}
 
 
 def test_a_draining_worker_is_there_but_marked() -> None:
