@@ -16,7 +16,7 @@ from components.graph.load import graph_from_raw
 from components.graph.schema import Nats
 from components.router.__main__ import serve
 from components.wire.kv import KvBatch, KvChange, KvStored, SnapshotChunk, SnapshotRequest
-from components.wire.messages import ProcessState, ProcessStatus, WorkerLoad, WorkerStatus
+from components.wire.messages import ProcessState, ProcessStatus, WorkerLoad, WorkerRole, WorkerStatus
 from components.wire.routing import RouteReply, RouteRequest
 from components.wire.subjects import Subjects
 from tests.support.edge import free_port
@@ -135,6 +135,7 @@ class Holder:
         complete: what its snapshots say of themselves.
         mute: answers no snapshot request.
         asked: snapshot requests heard.
+        lmcache: its LMCache server.
     """
 
     bus: Bus
@@ -148,6 +149,7 @@ class Holder:
     state: ProcessState = ProcessState.READY
     load: WorkerLoad = field(default_factory=WorkerLoad)
     asked: list[SnapshotRequest] = field(default_factory=list)
+    lmcache: str = ""
     telling: asyncio.Task[None] | None = None
 
     async def start(self) -> "Holder":
@@ -159,8 +161,9 @@ class Holder:
 
     async def tell(self) -> None:
         """Publish the status."""
-        offer = WorkerStatus("demo", 65536, BLOCK_SIZE, 16384, self.load)
-        status = ProcessStatus(self.name, "decode", self.incarnation, 1, "test", self.state, worker=offer)
+        role = self.name.partition("-")[0]
+        offer = WorkerStatus("demo", 65536, BLOCK_SIZE, 16384, self.load, role=WorkerRole(role), store=self.lmcache)
+        status = ProcessStatus(self.name, role, self.incarnation, 1, "test", self.state, worker=offer)
         await self.bus.publish(self.subjects.status(self.name), status)
 
     async def store(self, blocks: list[int], lose: bool = False) -> None:
@@ -216,9 +219,18 @@ class Holder:
 
 
 @asynccontextmanager
-async def holders(routing: Routing, *names: str) -> AsyncIterator[list[Holder]]:
-    """Run a holder for each name, and wait until the router knows all of what they hold: nothing."""
-    workers = [await Holder(routing.bus, routing.subjects, name).start() for name in names]
+async def holders(routing: Routing, *names: str, **lmcaches: str) -> AsyncIterator[list[Holder]]:
+    """Run a holder for each name, and wait until the router knows all of what they hold: nothing.
+
+    Args:
+        routing: the router.
+        names: of the workers, such as ``decode-0``.
+        lmcaches: their LMCache servers: ``decode_0="lmcache-0"``.
+    """
+    workers = [
+        await Holder(routing.bus, routing.subjects, name, lmcache=lmcaches.get(name.replace("-", "_"), "")).start()
+        for name in names
+    ]
     try:
         await routing.trusts(**dict.fromkeys(names, "exact"))
         yield workers
