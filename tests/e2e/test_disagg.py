@@ -1,9 +1,11 @@
 """Prompts computed elsewhere: the same text as from one worker that does everything, whatever dies meanwhile. Real parts."""
 
 import asyncio
+import json
 import os
 import random
 import signal
+import time
 from collections.abc import Iterator
 
 import psutil
@@ -128,3 +130,22 @@ def _group(process: psutil.Process) -> int | None:
 
 def _texts(answers: list[Answer]) -> list[tuple[str, str, int]]:
     return [(answer.text, answer.finish_reason, answer.completion_tokens) for answer in answers]
+
+
+def test_the_router_knows_what_every_decode_worker_can_load(disagg: Launched) -> None:
+    """Computed once, the prompt lies in one engine, and the other one can load it from LMCache, by the router's word."""
+    rng = random.Random(78)
+    text = " ".join(rng.choices(["river", "stone", "cloud", "lamp", "seven", "quiet", "green", "paper"], k=400))
+    with disagg.client() as client:
+        client.completions.create(model="demo", prompt=text, max_tokens=2, temperature=0)
+    deadline = time.monotonic() + 30
+    while True:
+        explained = disagg.run("router", "explain", text, "--json")
+        assert explained.returncode == 0, explained.stderr
+        workers = json.loads(explained.stdout)["candidates"]
+        assert {worker["store"] for worker in workers} == {"lmcache-0"}
+        holds, loads = ([worker for worker in workers if worker[field]] for field in ("overlap_blocks", "fetch_blocks"))
+        if holds and any(worker not in holds for worker in loads):
+            return
+        assert time.monotonic() < deadline, workers
+        time.sleep(0.1)
