@@ -106,12 +106,15 @@ class Launched(Commands):
             time.sleep(0.1)
         return self
 
-    def wait_all_ready(self, wait_s: float) -> None:
-        """Wait until every process is ready again."""
+    def wait_restarted(self, name: str, restarts: int, wait_s: float) -> None:
+        """Wait until the process `name` was restarted more than `restarts` times, and every process is ready."""
         deadline = time.monotonic() + wait_s
-        while any(row.state != "ready" for view in self.ps() if view.graph == self.name for row in view.processes):
+        while self.row(name).restarts <= restarts or not self._all_ready():
             assert time.monotonic() < deadline, self.ps()
             time.sleep(0.2)
+
+    def _all_ready(self) -> bool:
+        return all(row.state == "ready" for view in self.ps() if view.graph == self.name for row in view.processes)
 
     def metric(self, name: str, **labels: str) -> float:
         """Return the sum of a sample's values over all processes; only samples with these labels count."""
