@@ -67,8 +67,8 @@ def test_the_decode_worker_computes_only_the_tail(disagg: Launched) -> None:
     answers = asyncio.run(ask_all(disagg.url, prompts, 1))
     loaded = [len(prompt.token_ids) - answer.cached_tokens == 1 for prompt, answer in zip(prompts, answers, strict=True)]
     done = disagg.metric("penstock_remote_prefills_total", outcome="done")
-    assert (sum(loaded), done) == (done, disagg.metric("penstock_prefill_jobs_total", outcome="done"))
-    assert done >= 90  # on a busy machine some job may be late
+    assert sum(loaded) >= done >= 90  # on a busy machine some job may be late
+    assert disagg.metric("penstock_prefill_jobs_total", outcome="done") >= done
     assert disagg.metric("penstock_remote_prefill_overhead_seconds_count") == done
     assert disagg.metric("penstock_remote_prefill_overhead_seconds_sum") / done < 0.25  # 9 ms on an idle machine
 
