@@ -6,9 +6,11 @@ bear being done twice. A lane is a part of a queue with takers of its own; the l
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -18,7 +20,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolic
 from components.bus.client import Bus, BusError
 from components.bus.dead_letters import JOB, DeadLetters
 from components.bus.delivery import Delivery
-from components.bus.jetstream import MSG_ID, JetStream, JetStreamAwayError
+from components.bus.jetstream import MSG_ID, JetStream
 from components.bus.pull import Arrived, Pull, PullBroken
 from components.wire.messages import Message, decode
 from components.wire.subjects import Subjects, name_of, stream_name, token
@@ -72,6 +74,14 @@ class QueueState(msgspec.Struct, frozen=True):
     idle_takers: int
 
 
+@dataclass(frozen=True)
+class Stored(Generic[M]):
+    """A job in the queue, waiting or under way, and its number there."""
+
+    message: M
+    number: int
+
+
 class WorkQueue(Generic[M]):
     """One lane of one queue, to put and to take. Make one with `open`; any number of processes may.
 
@@ -87,17 +97,15 @@ class WorkQueue(Generic[M]):
         self._kind = kind
         self._limits = limits
         self._name, self._lane = name, lane
-        self._subject = subjects.queue(name, lane)
-        self._stream = stream_name(subjects.every_lane(name))
+        self._stream = stream_name(subjects.queue(name))
         self._consumer = token(lane)
-        self._timeout_s = timeout_s
         self._jetstream = JetStream(bus, timeout_s)
         self._pull = Pull(bus.client, self._stream, self._consumer)
         self._takes = False
         self._on_dead: OnDead | None = None
         self._state: tuple[QueueState, float] | None = None
         self._patience_s = 0.0
-        self.dead = DeadLetters(self._jetstream, subjects, name, timeout_s)
+        self.dead = DeadLetters(self._jetstream, subjects, name)
 
     @classmethod
     async def open(
@@ -149,7 +157,8 @@ class WorkQueue(Generic[M]):
         if not (job_id.isascii() and job_id.isprintable() and job_id.strip() == job_id != ""):
             raise ValueError(f"a job's id must be printable ASCII, not {job_id[:100]!r}")
         data = self._bus.encode(message)
-        new = await self._jetstream.publish(self._subject, data, job_id, {JOB: job_id}, self._timeout_s)
+        subject = self._subjects.queued(self._name, self._lane, job_id)
+        new = await self._jetstream.publish(subject, data, {MSG_ID: job_id, JOB: job_id})
         if new and self._state is not None:
             state, at_s = self._state
             self._state = msgspec.structs.replace(state, waiting=state.waiting + 1), at_s
@@ -193,16 +202,40 @@ class WorkQueue(Generic[M]):
         """Return how the lane stands now; costs two small requests to the server.
 
         Raises:
-            JetStreamAwayError: it does not answer.
+            BusError: it does not answer.
         """
-        info = await self._jetstream.stream_info(self._stream, self._subject)
-        here, age_s = info.state.subjects.get(self._subject, 0), (info.ts - info.state.first_ts).total_seconds()
+        if not self._takes:
+            await self._keep_consumer()
+        info = await self._jetstream.stream_info(self._stream)
+        consumer = await self._jetstream.consumer_info(self._stream, self._consumer)
+        age_s = (info.ts - info.state.first_ts).total_seconds()
         oldest_age_s = max(0.0, age_s) if info.state.messages else 0.0
-        try:
-            consumer = await self._jetstream.consumer_info(self._stream, self._consumer)
-        except JetStreamAwayError:  # nobody has taken from this lane yet
-            return QueueState(here, 0, oldest_age_s, 0)
         return QueueState(consumer.num_pending, consumer.num_ack_pending, oldest_age_s, consumer.num_waiting)
+
+    async def find(self, job_id: str) -> Stored[M] | None:
+        """Return a job of any lane that is not done yet; None when there is none of this id.
+
+        Raises:
+            BusError: JetStream does not answer.
+        """
+        found = await self._next(self._subjects.job(self._name, job_id), 1)
+        return found[0] if found else None
+
+    async def stored(self, most: int) -> list[Stored[M]]:
+        """Return up to `most` jobs of all lanes that are not done, oldest first; what cannot be decoded is left out.
+
+        Raises:
+            BusError: JetStream does not answer.
+        """
+        return await self._next(self._subjects.queue(self._name), most)
+
+    async def remove(self, number: int) -> None:
+        """Take a job off the queue, whoever has it.
+
+        Raises:
+            BusError: JetStream does not answer.
+        """
+        await self._jetstream.delete(self._stream, number)
 
     async def watch(self, every_s: float) -> None:
         """Keep `recent_state` fresh, for ever; to be run by the owner's task group."""
@@ -239,11 +272,20 @@ class WorkQueue(Generic[M]):
         """Take no more."""
         await self._pull.close()
 
+    async def _next(self, subject: str, most: int) -> list[Stored[M]]:
+        found: list[Stored[M]] = []
+        seq = 1
+        while len(found) < most and (raw := await self._jetstream.next_message(self._stream, subject, seq)):
+            seq = (raw.seq or 0) + 1
+            with contextlib.suppress(msgspec.DecodeError):
+                found.append(Stored(decode(raw.data or b"", self._kind), raw.seq or 0))
+        return found
+
     async def _keep(self) -> None:
         limits = self._limits
         config = StreamConfig(
             name=self._stream,
-            subjects=[self._subjects.every_lane(self._name)],
+            subjects=[self._subjects.queue(self._name)],
             retention=RetentionPolicy.WORK_QUEUE,
             storage=StorageType.FILE,
             discard=DiscardPolicy.NEW,
@@ -258,7 +300,7 @@ class WorkQueue(Generic[M]):
     async def _keep_consumer(self) -> None:
         config = ConsumerConfig(
             durable_name=self._consumer,
-            filter_subject=self._subject,
+            filter_subject=self._subjects.lane(self._name, self._lane),
             ack_policy=AckPolicy.EXPLICIT,
             ack_wait=self._limits.lease_s,
             max_deliver=-1,  # the taker buries; the server would only stop delivering, and keep the job for ever

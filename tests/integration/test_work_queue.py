@@ -131,7 +131,7 @@ async def test_what_is_taken_too_often_is_buried_and_can_be_redriven(tmp_path: P
 async def test_a_stranger_s_message_is_buried_not_delivered(tmp_path: Path) -> None:
     """It keeps nobody's job waiting, and can be looked at."""
     async with nats_server(tmp_path) as nats, _queue(nats) as queue, _bus(nats) as bus:
-        await bus.publish(Subjects("g").queue("test", "all"), Accepted("no cancel"))
+        await bus.publish(Subjects("g").queued("test", "all", "x"), Accepted("no cancel"))
         await bus.flush()
         await queue.put(Cancel([]), "job-1")
         [delivery] = await queue.take(4, 10)
