@@ -13,7 +13,7 @@ from types import ModuleType
 import msgspec
 
 from components.graph.schema import Graph, Settings
-from components.wire import errors, kv, messages, prefill, queueing, routing, subjects
+from components.wire import errors, jobs, kv, messages, prefill, queueing, routing, subjects
 
 HERE = Path(__file__).parent
 _HEAD = "<!-- Written by docs/generate.py from the code (`make docs`); do not edit. -->\n\n"
@@ -61,6 +61,7 @@ def _message_sections() -> Iterator[str]:
         ("Routing", routing),
         ("Prefill", prefill),
         ("Work queues", queueing),
+        ("Chat jobs", jobs),
     ):
         yield f"## {title}"
         yield from _messages_of(module)

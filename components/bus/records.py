@@ -170,9 +170,22 @@ class Objects:
         with translated(f"cannot read object {name}"):
             try:
                 found = await (await self._store()).get(name)
-            except nats.js.errors.ObjectNotFoundError:
+            except nats.js.errors.NotFoundError:
                 return None
         return found.data
+
+    async def has(self, name: str) -> bool:
+        """Return whether something is stored under `name`.
+
+        Raises:
+            BusError: JetStream is away.
+        """
+        with translated(f"cannot look for object {name}"):
+            try:
+                await (await self._store()).get_info(name)
+            except nats.js.errors.NotFoundError:
+                return False
+        return True
 
     async def delete(self, name: str) -> None:
         """Delete what is stored under `name`; no error when there is nothing.

@@ -138,12 +138,13 @@ class WorkQueue(Generic[M]):
         bus.on_reconnect(queue._reconnected)
         return queue
 
-    async def put(self, message: M, job_id: str) -> bool:
+    async def put(self, message: M, job_id: str, lane: str | None = None) -> bool:
         """Store a job; returns when the server has it. To be repeated with the same id when the outcome is unknown.
 
         Args:
             message: the job.
             job_id: printable ASCII, unique to it: of two puts with one id within two minutes the second stores nothing.
+            lane: where to put it, if not into this one.
 
         Returns:
             False when the id was put before.
@@ -157,9 +158,9 @@ class WorkQueue(Generic[M]):
         if not (job_id.isascii() and job_id.isprintable() and job_id.strip() == job_id != ""):
             raise ValueError(f"a job's id must be printable ASCII, not {job_id[:100]!r}")
         data = self._bus.encode(message)
-        subject = self._subjects.queued(self._name, self._lane, job_id)
+        subject = self._subjects.queued(self._name, lane or self._lane, job_id)
         new = await self._jetstream.publish(subject, data, {MSG_ID: job_id, JOB: job_id})
-        if new and self._state is not None:
+        if new and lane in {None, self._lane} and self._state is not None:
             state, at_s = self._state
             self._state = msgspec.structs.replace(state, waiting=state.waiting + 1), at_s
         return new
@@ -220,6 +221,14 @@ class WorkQueue(Generic[M]):
         """
         found = await self._next(self._subjects.job(self._name, job_id), 1)
         return found[0] if found else None
+
+    async def count(self) -> int:
+        """Return how many jobs of all lanes are not done.
+
+        Raises:
+            BusError: JetStream does not answer.
+        """
+        return (await self._jetstream.stream_info(self._stream)).state.messages
 
     async def stored(self, most: int) -> list[Stored[M]]:
         """Return up to `most` jobs of all lanes that are not done, oldest first; what cannot be decoded is left out.

@@ -1,4 +1,4 @@
-"""The frames between a queue and its workers: JSON text, told apart by `type`. What is marked ours is not in the protocol's document.
+"""The frames between a queue and its workers: JSON text, told apart by `type`. What is marked ours is in no document.
 
 A receiver ignores keys it does not know; a frame of an unknown type is answered with an `Error`.
 """
@@ -15,16 +15,28 @@ Fence = str | int
 Mode = Literal["transient", "persisted"]
 
 
+ABSENT = msgspec.Raw(b"null")
+"""In the place of a payload that travels by reference; it is left out of the text."""
+
+
 class Frame(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"):
     """Root of all frames."""
 
 
+class Running(msgspec.Struct, frozen=True):
+    """A job that a worker has at hand while it registers, from before its connection was lost."""
+
+    job_id: str
+    fence_token: Fence
+
+
 class Register(Frame, frozen=True, tag="register"):
-    """A worker's first frame: who it is, which jobs it takes, and how many at a time."""
+    """A worker's first frame: who it is, which jobs it takes, how many at a time, and which it runs already (ours)."""
 
     worker_id: Id
     config_id: Id
     capacity: Annotated[int, Meta(ge=1, le=10_000)] = 1
+    running: list[Running] = []
 
 
 class JobResult(Frame, frozen=True, tag="job_result"):
@@ -88,7 +100,7 @@ class Resume(Frame, frozen=True, tag="resume"):
 
 
 class Registered(Frame, frozen=True, tag="registered"):
-    """The queue takes the worker (ours): results are acknowledged, and a silent worker loses its jobs after `lease_s` seconds."""
+    """The queue has the worker (ours): results are acknowledged, and who is silent for `lease_s` seconds loses its jobs."""
 
     lease_s: float
 
@@ -107,7 +119,7 @@ class AssignedJob(Frame, frozen=True, tag="job"):
     mode: Mode
     config_id: str
     fence_token: Fence
-    payload: msgspec.Raw | None = None
+    payload: msgspec.Raw = ABSENT
     payload_url: str | None = None
     result_upload_url: str | None = None
     stream: bool = False
@@ -133,9 +145,7 @@ class Error(Frame, frozen=True, tag="error"):
     message: str
 
 
-FromWorker = (
-    Register | JobResult | JobResultRef | JobError | JobProgress | JobChunk | JobRelease | Drain | Pause | Resume
-)
+FromWorker = Register | JobResult | JobResultRef | JobError | JobProgress | JobChunk | JobRelease | Drain | Pause | Resume
 FromQueue = AssignedJob | JobRevoked | JobResultRef | JobAck | Registered | Error
 
 F = TypeVar("F")

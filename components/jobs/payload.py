@@ -87,7 +87,9 @@ def read_payload(data: bytes | msgspec.Raw) -> ChatJob:
         payload = outer["payload"]
         _refuse_unknown(outer, _ENVELOPE)
     _refuse_unknown(payload, _PASSED_ON | _OWN)
-    job_type = next((each[key] for each in (payload, outer) for key in ("job_type", "task") if key in each), "chat_completion")
+    job_type = next(
+        (each[key] for each in (payload, outer) for key in ("job_type", "task") if key in each), "chat_completion"
+    )
     if job_type not in JOB_TYPES:
         raise PayloadError(f"job_type: must be one of {', '.join(sorted(JOB_TYPES))}")
     _check_messages(payload.get("messages"))
@@ -100,9 +102,7 @@ def read_payload(data: bytes | msgspec.Raw) -> ChatJob:
 def result_of(job_type: str, completion: dict[str, Any], now: datetime | None = None) -> bytes:
     """Return a successful job's result as JSON, in the document's shape."""
     at = (now or datetime.now(UTC)).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
-    return msgspec.json.encode(
-        {"status": "success", "job_type": job_type, "processed_at": at, "completion": completion}
-    )
+    return msgspec.json.encode({"status": "success", "job_type": job_type, "processed_at": at, "completion": completion})
 
 
 def _refuse_unknown(payload: dict[str, Any], known: frozenset[str]) -> None:

@@ -56,3 +56,9 @@ class JobRecord(Message, frozen=True):
     error: str | None = None
     fence_token: str = ""
     worker_id: str = ""
+
+
+class FenceKey(Message, frozen=True):
+    """What a queue signs fence tokens with, so that it knows its own again after a restart."""
+
+    key: bytes

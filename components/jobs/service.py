@@ -1,0 +1,354 @@
+"""What the queue does with what workers say: results and errors are recorded once, leases renewed, stale words refused.
+
+An outcome counts when it comes from the last worker that was given the job, under the fence token of that assignment, and is
+the first: the record is written only where there is none. The worker is told when it is written, not before.
+"""
+
+import asyncio
+import logging
+import time
+from typing import Protocol
+
+import msgspec
+
+from components.bus.client import BusError
+from components.jobs.book import ANY, Worker
+from components.jobs.dispatch import Dispatch
+from components.jobs.frames import (
+    ABSENT,
+    MAX_INLINE_BYTES,
+    AssignedJob,
+    Drain,
+    Error,
+    Fence,
+    Frame,
+    FromWorker,
+    JobAck,
+    JobChunk,
+    JobError,
+    JobProgress,
+    JobRelease,
+    JobResult,
+    JobResultRef,
+    JobRevoked,
+    Pause,
+    Register,
+    Registered,
+    Resume,
+)
+from components.jobs.held import Held
+from components.jobs.metrics import Metrics
+from components.jobs.store import Store
+from components.wire.errors import WorkerFailedError
+from components.wire.jobs import Job, JobRecord, JobStatus
+
+log = logging.getLogger(__name__)
+
+_RETRY_S = 0.5
+_MAX_ERROR_CHARS = 4000
+
+
+class Link(Protocol):
+    """A worker's connection."""
+
+    base_url: str
+
+    def send(self, frame: Frame) -> None:
+        """Send `frame` after those before it; lost when the connection is."""
+        ...
+
+    def close(self, reason: str) -> None:
+        """End the connection."""
+        ...
+
+
+class StaleError(Exception):
+    """A frame is about a job that is not its sender's, or not any more; the text says why."""
+
+
+class _RepeatedError(Exception):
+    """A frame repeats an outcome that is being recorded; the acknowledgement is on its way."""
+
+
+class _KnownError(Exception):
+    """A frame repeats an outcome that is recorded already."""
+
+
+class JobService:
+    """The words of workers."""
+
+    def __init__(self, store: Store, lease_s: float, metrics: Metrics) -> None:
+        self.dispatch: Dispatch  # each needs the other; who makes both sets it
+        self._store = store
+        self._lease_s = lease_s
+        self._metrics = metrics
+        self._links: dict[str, Link] = {}
+        self._outcomes: dict[str, list[asyncio.Future[None]]] = {}
+
+    # -- workers come and go
+
+    async def register(self, link: Link, frame: Register) -> Worker:
+        """Take in a worker; an older connection of the same id is closed.
+
+        Raises:
+            BusError: JetStream is away; it may try again.
+        """
+        if (older := self._links.pop(frame.worker_id, None)) is not None:
+            older.send(Error(f"worker {frame.worker_id} has registered on another connection; this one is closed"))
+            older.close("registered on another connection")
+            self.dispatch.leave(frame.worker_id)
+        worker = Worker(frame.worker_id, frame.config_id, frame.capacity)
+        self._links[worker.id] = link
+        await self.dispatch.join(worker)
+        link.send(Registered(self._lease_s))
+        for running in frame.running:
+            await self._about(worker, link, running.job_id, running.fence_token)
+        log.info("a worker is here", extra={"worker": worker.id, "config": worker.config_id, "capacity": worker.capacity})
+        self.dispatch.wake()
+        return worker
+
+    def left(self, link: Link, worker: Worker) -> None:
+        """Forget a worker whose connection has ended, unless it has come back on another."""
+        if self._links.get(worker.id) is link:
+            del self._links[worker.id]
+            self.dispatch.leave(worker.id)
+            log.info("a worker is gone", extra={"worker": worker.id})
+
+    def close(self) -> None:
+        """End all connections; workers will look for the next queue."""
+        for link in list(self._links.values()):
+            link.close("the queue stops")
+
+    # -- what the dispatch does
+
+    def push(self, worker: Worker, held: Held) -> None:
+        """Send a worker its job."""
+        link, assignment = self._links.get(worker.id), held.assignment
+        if link is None or assignment is None:
+            return
+        query = f"worker_id={worker.id}&fence_token={assignment.fence}"
+        where = f"{link.base_url}/jobs/{held.job.id}"
+        inline = held.job.payload_object is None and len(held.job.payload) <= MAX_INLINE_BYTES
+        frame = AssignedJob(
+            held.job.id,
+            held.mode,
+            held.job.config_id,
+            assignment.fence,
+            msgspec.Raw(held.job.payload) if inline else ABSENT,
+            None if inline else f"{where}/payload?{query}",
+            f"{where}/result?{query}",
+            held.chunks is not None,
+        )
+        link.send(frame)
+
+    def revoke(self, worker_id: str, job_id: str, reason: str) -> None:
+        """Tell a worker that a job is its no more."""
+        if (link := self._links.get(worker_id)) is not None:
+            link.send(JobRevoked(job_id, reason))
+
+    # -- what workers say
+
+    async def hear(self, link: Link, worker: Worker, frame: FromWorker) -> None:
+        """Do what a frame asks for; what is wrong with it is answered."""
+        if worker.silent:
+            worker.silent = False
+            self.dispatch.wake()
+        match frame:
+            case Register():
+                link.send(Error("already registered on this connection"))
+            case Drain() | Pause() | Resume():
+                worker.draining = worker.draining or isinstance(frame, Drain)
+                worker.paused = isinstance(frame, Pause)
+                self.dispatch.wake()
+            case _:
+                held = await self._about(worker, link, frame.job_id, frame.fence_token)
+                if held is not None:
+                    await self._act(link, worker, held, frame)
+
+    async def _about(self, worker: Worker, link: Link, job_id: str, fence: Fence) -> Held | None:
+        """Return the job a frame is about; None when it was answered already."""
+        try:
+            return await self.resolve(worker, job_id, str(fence))
+        except _RepeatedError:
+            return None
+        except _KnownError:
+            link.send(JobAck(job_id, fence))
+        except StaleError as error:
+            self._metrics.refused.inc()
+            link.send(Error(f"job {job_id[:100]}: {error}"))
+            link.send(JobRevoked(job_id[:200], str(error)))
+        except BusError as error:
+            link.send(Error(f"job {job_id[:100]}: cannot be looked up now, send it again: {error}"))
+        return None
+
+    async def resolve(self, worker: Worker, job_id: str, fence: str) -> Held:
+        """Return the job that `worker` has under `fence`; one from before a lost connection or process is adopted.
+
+        Raises:
+            StaleError: it has not, or not any more.
+            _RepeatedError: its outcome is being recorded.
+            _KnownError: its outcome is recorded.
+            BusError: the store cannot be asked.
+        """
+        held = self.dispatch.held.get(job_id)
+        if held is not None and not held.waits:
+            assignment = held.assignment
+            if assignment is not None and assignment.fence == fence and assignment.worker_id == worker.id:
+                return held
+            if assignment is not None:
+                raise StaleError("stale fence token: the job was given to another worker since")
+            if held.outcome_fence == fence:
+                raise _RepeatedError
+        signed = self._store.fences.read(fence, job_id, worker.id)
+        if signed is None:
+            raise StaleError("this fence token was not made for this job and worker")
+        record = await self._store.records.get(job_id)
+        if record is not None:
+            if record.fence_token == fence:
+                raise _KnownError
+            raise StaleError("stale fence token: the job is finished")
+        return await self._adopt(worker, job_id, fence, signed)
+
+    async def _adopt(self, worker: Worker, job_id: str, fence: str, signed: tuple[int, int]) -> Held:
+        number, attempt = signed
+        stored = None if number == 0 else await self._store.unfinished(job_id)
+        held = self.dispatch.held.get(job_id)
+        if held is not None and held.waits and held.mode == "persisted":
+            self.dispatch.adopt(worker, held, fence)
+            return held
+        if held is not None or stored is None or stored.number != number or attempt < self.dispatch.attempts(job_id):
+            raise StaleError("stale fence token: the job is not this worker's any more")
+        held = Held(stored.message, "persisted", number, attempt)
+        self.dispatch.adopt(worker, held, fence)
+        log.info("adopted a job", extra={"job": job_id, "worker": worker.id})
+        return held
+
+    async def _act(self, link: Link, worker: Worker, held: Held, frame: FromWorker) -> None:
+        assignment = held.assignment
+        if assignment is None:
+            return
+        self.dispatch.book.renew(assignment, time.monotonic())
+        match frame:
+            case JobProgress():
+                assignment.progress = frame.progress if frame.progress is not None else assignment.progress
+                assignment.detail = (frame.status_message or "")[:200] or assignment.detail
+            case JobChunk():
+                if held.chunks is not None:
+                    held.begun = True
+                    held.chunks.put_nowait(bytes(frame.chunk))
+            case JobRelease():
+                self.dispatch.take_back(assignment, f"given back: {frame.reason[:200]}")
+            case JobResult():
+                self._finish(worker, held, assignment.fence, bytes(frame.result))
+            case JobResultRef():
+                await self._finish_by_reference(link, worker, held, assignment.fence)
+            case JobError():
+                self._finish(worker, held, assignment.fence, None, error=frame.error[:_MAX_ERROR_CHARS])
+            case _:
+                raise AssertionError(frame)
+
+    async def _finish_by_reference(self, link: Link, worker: Worker, held: Held, fence: str) -> None:
+        name = result_name(held.job.id, fence)
+        if held.mode == "transient" or not await self._store.objects.has(name):
+            data = await self._store.objects.get(name) if held.mode == "transient" else None
+            if data is None:
+                link.send(Error(f"job {held.job.id}: its result has not been uploaded"))
+                return
+            self._finish(worker, held, fence, data)
+            await self._store.objects.delete(name)
+        else:
+            self._finish(worker, held, fence, b"", stored_as=name)
+        link.send(JobResultRef(held.job.id, fence))
+
+    def _finish(
+        self, worker: Worker, held: Held, fence: str, result: bytes | None, stored_as: str | None = None, error: str = ""
+    ) -> None:
+        """Free the worker's slot at once, and record the outcome."""
+        self.dispatch.finished(held)
+        if held.mode == "transient":
+            self._metrics.finished(JobStatus.FAILED if result is None else JobStatus.COMPLETED)
+            held.settle(WorkerFailedError(f"the worker answers: {error}") if result is None else result)
+            self.dispatch.forget(held)
+            self._acknowledge(worker.id, held.job.id, fence)
+            return
+        record = JobRecord(
+            job=held.job,
+            status=JobStatus.FAILED if result is None else JobStatus.COMPLETED,
+            attempts=held.attempts,
+            finished_unix_s=time.time(),
+            result_object=stored_as,
+            error=error if result is None else None,
+            fence_token=fence,
+            worker_id=worker.id,
+        )
+        self.dispatch.record(self._record(held, record, result or b""))
+
+    async def _record(self, held: Held, record: JobRecord, result: bytes) -> None:
+        """Write a record, however long JetStream is away, then take the job off the queue and tell the worker."""
+        while True:
+            try:
+                kept, name = await self._store.keep_result(result_name(record.job.id, record.fence_token), result)
+                whole = msgspec.structs.replace(record, result=kept, result_object=name or record.result_object)
+                if await self._store.records.create(record.job.id, whole):
+                    self._metrics.finished(record.status)
+                break
+            except BusError as error:
+                log.warning("cannot record an outcome yet", extra={"job": record.job.id, "error": str(error)})
+                await asyncio.sleep(_RETRY_S)
+        self._acknowledge(record.worker_id, record.job.id, record.fence_token)
+        self.announce(record.job.id)
+        try:
+            if held.delivery is not None:
+                await held.delivery.done()
+            else:
+                await self._store.queue.remove(held.number)
+        except BusError as error:  # it comes again, and its record is found
+            log.info("cannot take a finished job off the queue", extra={"job": record.job.id, "error": str(error)})
+        self.dispatch.forget(held)
+
+    async def bury(self, job_id: str, reason: str) -> None:
+        """Record that a job has failed: the store gives it up.
+
+        Raises:
+            BusError: JetStream is away; the store will try again.
+        """
+        stored = await self._store.unfinished(job_id)
+        job = stored.message if stored else Job(job_id, ANY, time.time())
+        attempts = self._store.limits.max_deliver
+        record = JobRecord(job, JobStatus.FAILED, attempts, time.time(), error=reason)
+        if await self._store.records.create(job_id, record):
+            self._metrics.finished(JobStatus.FAILED)
+        self.announce(job_id)
+
+    def _acknowledge(self, worker_id: str, job_id: str, fence: str) -> None:
+        if (link := self._links.get(worker_id)) is not None:
+            link.send(JobAck(job_id, fence))
+
+    # -- those who wait for an outcome
+
+    def announce(self, job_id: str) -> None:
+        """Wake those who wait for the outcome of a job."""
+        for waiter in self._outcomes.pop(job_id, ()):
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def outcome(self, job_id: str, wait_s: float) -> None:
+        """Wait until the outcome of a job is recorded, at most `wait_s` seconds."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._outcomes.setdefault(job_id, []).append(waiter)
+        try:
+            async with asyncio.timeout(wait_s):
+                await waiter
+        except TimeoutError:
+            return
+        finally:
+            waiters = self._outcomes.get(job_id, [])
+            if waiter in waiters:
+                waiters.remove(waiter)
+                if not waiters:
+                    del self._outcomes[job_id]
+
+
+def result_name(job_id: str, fence: str) -> str:
+    """Return the name of the object that holds a long result of one assignment."""
+    return f"result-{job_id}-{fence}"

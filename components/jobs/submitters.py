@@ -1,0 +1,305 @@
+"""What submitters ask of the queue: take a job, tell how it stands, hold a call until it is done, redrive the dead."""
+
+import asyncio
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+
+import msgspec
+
+from components.bus.client import BusError, TooLongError
+from components.bus.jetstream import QueueFullError
+from components.jobs.book import ANY
+from components.jobs.held import Held
+from components.jobs.metrics import Metrics
+from components.jobs.service import JobService
+from components.jobs.store import Store
+from components.jobs.views import JobView, Submission, held_view, pending_view, record_view
+from components.wire.errors import (
+    BodyTooLargeError,
+    ConflictError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    NotFoundError,
+    NoWorkerError,
+    OverloadedError,
+    PenstockError,
+    WorkerFailedError,
+)
+from components.wire.jobs import Job, JobRecord, JobStatus
+
+_RETRY_AFTER_S = 1.0
+_REMEMBERED = 1000
+
+
+class Submitters:
+    """The queue as its submitters see it."""
+
+    def __init__(self, store: Store, service: JobService, metrics: Metrics, hold_timeout_s: float) -> None:
+        self._store = store
+        self._service = service
+        self._dispatch = service.dispatch
+        self._metrics = metrics
+        self._hold_timeout_s = hold_timeout_s
+        self._transient: OrderedDict[str, JobView] = OrderedDict()
+
+    async def submit(self, submission: Submission) -> JobView:
+        """Take a job; a persisted one is stored durably when this returns.
+
+        Raises:
+            PenstockError: it is refused, or the store is away; the text says which.
+        """
+        payload = _payload(submission)
+        job_id = submission.id or secrets.token_hex(16)
+        config_id = submission.config_id or ANY
+        if submission.id is not None and await self._known(job_id):
+            raise ConflictError(f"a job {job_id} was submitted before; GET /jobs/{job_id} tells how it stands", param="id")
+        if submission.mode == "transient":
+            return self._submit_transient(job_id, config_id, payload)
+        try:
+            job = await self._store.submit(job_id, config_id, time.time(), payload)
+        except QueueFullError as error:
+            raise OverloadedError(f"the queue is full: {error}", retry_after_s=_RETRY_AFTER_S) from error
+        except TooLongError as error:
+            raise BodyTooLargeError(str(error)) from error
+        except BusError as error:
+            raise away(error) from error
+        if job is None:
+            raise ConflictError(f"a job {job_id} was submitted before; GET /jobs/{job_id} tells how it stands", param="id")
+        self._metrics.submitted.labels("persisted").inc()
+        return pending_view(job, payload, 0)
+
+    def _submit_transient(self, job_id: str, config_id: str, payload: bytes) -> JobView:
+        held = self.enter(job_id, config_id, payload, stream=False)
+        view = held_view(held, payload)
+        self._transient[job_id] = view
+        while len(self._transient) > _REMEMBERED:
+            self._transient.popitem(last=False)
+        assert held.answer is not None  # noqa: S101 `enter` makes it
+        held.answer.add_done_callback(lambda answer: self._remember(held, payload, answer))
+        deadline = asyncio.get_running_loop().call_later(self._hold_timeout_s, self._time_out, held)
+        held.answer.add_done_callback(lambda _: deadline.cancel())
+        return view
+
+    def _time_out(self, held: Held) -> None:
+        self._dispatch.withdraw(held, "its time is over")
+        held.settle(DeadlineExceededError(f"no result within {self._hold_timeout_s:g} s"))
+
+    def _remember(self, held: Held, payload: bytes, answer: "asyncio.Future[bytes]") -> None:
+        if held.job.id not in self._transient:
+            return
+        error = answer.exception()
+        record = JobRecord(
+            held.job,
+            JobStatus.FAILED if error else JobStatus.COMPLETED,
+            held.attempts,
+            time.time(),
+            error=str(error) if error else None,
+        )
+        self._transient[held.job.id] = record_view(record, payload, b"" if error else answer.result(), "transient")
+        self._service.announce(held.job.id)
+
+    def enter(self, job_id: str, config_id: str, payload: bytes, *, stream: bool) -> Held:
+        """Take a transient job, whose outcome `Held.answer` will be.
+
+        Raises:
+            NoWorkerError: nobody would do it.
+        """
+        if not self._dispatch.book.serving(config_id):
+            raise NoWorkerError(f"no worker for config {config_id} is connected", retry_after_s=_RETRY_AFTER_S)
+        self._metrics.submitted.labels("transient").inc()
+        held = Held(
+            Job(job_id, config_id, time.time(), payload),
+            "transient",
+            answer=asyncio.get_running_loop().create_future(),
+            chunks=asyncio.Queue() if stream else None,
+        )
+        self._dispatch.enter(held)
+        return held
+
+    async def hold(self, config_id: str, payload: bytes) -> bytes:
+        """Have a job done, and return its result.
+
+        Raises:
+            NoWorkerError: nobody would do it.
+            WorkerFailedError: the worker cannot, or was lost too often.
+            DeadlineExceededError: it takes too long.
+        """
+        held = self.enter(secrets.token_hex(16), config_id, payload, stream=False)
+        assert held.answer is not None  # noqa: S101 `enter` makes it
+        try:
+            async with asyncio.timeout(self._hold_timeout_s):
+                return await held.answer
+        except TimeoutError:
+            raise DeadlineExceededError(f"no result within {self._hold_timeout_s:g} s") from None
+        finally:
+            if not held.answer.done() or held.answer.cancelled():
+                self._dispatch.withdraw(held, "nobody waits for it any more")
+
+    async def hold_stream(self, config_id: str, payload: bytes) -> AsyncIterator[bytes]:
+        """Have a job done, and yield OpenAI chunks as they come; from a worker that sends none, its whole result.
+
+        Raises:
+            PenstockError: as `hold`; after the first chunk, too.
+        """
+        held = self.enter(secrets.token_hex(16), config_id, payload, stream=True)
+        assert held.answer is not None  # noqa: S101 `enter` makes both
+        assert held.chunks is not None  # noqa: S101
+        end_s = asyncio.get_running_loop().time() + self._hold_timeout_s
+        try:
+            while True:
+                async with asyncio.timeout_at(end_s):
+                    chunk = await held.chunks.get()
+                if chunk is None:
+                    break
+                yield chunk
+            result = await held.answer
+            if not held.begun:
+                yield result
+        except TimeoutError:
+            raise DeadlineExceededError(f"no result within {self._hold_timeout_s:g} s") from None
+        finally:
+            if not held.answer.done():
+                self._dispatch.withdraw(held, "nobody waits for it any more")
+
+    # -- how jobs stand
+
+    async def look(self, job_id: str, wait_s: float = 0.0) -> JobView:
+        """Return a job with its payload and result, once it is finished or `wait_s` seconds are over.
+
+        Raises:
+            NotFoundError: there is none, or it is kept no longer.
+        """
+        view = await self._look(job_id)
+        if wait_s > 0 and view.status not in {JobStatus.COMPLETED, JobStatus.FAILED}:
+            await self._service.outcome(job_id, wait_s)
+            view = await self._look(job_id)
+        return view
+
+    async def _look(self, job_id: str) -> JobView:
+        try:
+            for _ in range(2):  # it may move from the queue to the records between two looks
+                if (view := self._transient.get(job_id)) is not None:
+                    held = self._dispatch.held.get(job_id)
+                    return held_view(held, held.job.payload) if held else view
+                if (held := self._dispatch.held.get(job_id)) is not None and not held.outcome_fence:
+                    return held_view(held, await self._store.payload(held.job))
+                if (record := await self._store.records.get(job_id)) is not None:
+                    return record_view(record, await self._store.payload(record.job), await self._store.result(record))
+                if (stored := await self._store.unfinished(job_id)) is not None:
+                    payload = await self._store.payload(stored.message)
+                    return pending_view(stored.message, payload, self._dispatch.attempts(job_id))
+        except BusError as error:
+            raise away(error) from error
+        raise NotFoundError(f"there is no job {job_id}", param="id")
+
+    async def statuses(self, job_ids: list[str]) -> dict[str, JobStatus | None]:
+        """Return how many jobs stand, None for those that are not there; costs a round trip each."""
+        found: dict[str, JobStatus | None] = {}
+        try:
+            for job_id in job_ids:
+                if (held := self._dispatch.held.get(job_id)) is not None and not held.outcome_fence:
+                    found[job_id] = JobStatus.PENDING if held.waits else JobStatus.RUNNING
+                elif (view := self._transient.get(job_id)) is not None:
+                    found[job_id] = view.status
+                elif (record := await self._store.records.get(job_id)) is not None:
+                    found[job_id] = record.status
+                else:
+                    found[job_id] = JobStatus.PENDING if await self._store.unfinished(job_id) else None
+        except BusError as error:
+            raise away(error) from error
+        return found
+
+    async def list(self, status: JobStatus | None, most: int) -> list[JobView]:
+        """Return up to `most` jobs without payloads and results: the newest finished ones, and the oldest others."""
+        views: list[JobView] = []
+        try:
+            if status in {None, JobStatus.RUNNING, JobStatus.PENDING}:
+                views += [held_view(held, b"") for held in self._dispatch.held.values()]
+                here = {view.id for view in views}
+                stored = [each.message for each in await self._store.queue.stored(most)]
+                views += [pending_view(job, b"", self._dispatch.attempts(job.id)) for job in stored if job.id not in here]
+            if status in {None, JobStatus.COMPLETED, JobStatus.FAILED}:
+                done = [record_view(record, b"", b"") for record in await self._store.records.newest(most)]
+                finished = {view.id for view in done}
+                views = [view for view in views if view.id not in finished] + done
+        except BusError as error:
+            raise away(error) from error
+        return [view for view in views if status in {None, view.status}][:most]
+
+    async def _known(self, job_id: str) -> bool:
+        try:
+            await self._look(job_id)
+        except NotFoundError:
+            return False
+        return True
+
+    # -- the dead
+
+    async def redrive(self, job_id: str) -> None:
+        """Put a job that failed after too many attempts back into the queue, as new.
+
+        Raises:
+            NotFoundError: it has no dead letter.
+        """
+        try:
+            letters = [letter.id for letter in await self._store.queue.dead.list(10_000)]
+            if job_id in letters:
+                await self._store.records.delete(job_id)
+            if not await self._store.queue.dead.redrive(job_id):
+                raise NotFoundError(f"job {job_id} has no dead letter", param="id")
+        except BusError as error:
+            raise away(error) from error
+
+    async def drop(self, job_id: str) -> None:
+        """Delete the dead letter of a job; its record stays.
+
+        Raises:
+            NotFoundError: it has no dead letter.
+        """
+        try:
+            if not await self._store.queue.dead.drop(job_id):
+                raise NotFoundError(f"job {job_id} has no dead letter", param="id")
+        except BusError as error:
+            raise away(error) from error
+
+
+def away(error: BusError) -> PenstockError:
+    """Return a failure of the store as its client shall see it."""
+    return NoWorkerError(f"the queue's store does not answer: {error}", retry_after_s=_RETRY_AFTER_S)
+
+
+def completion_in(result: bytes) -> dict[str, object]:
+    """Return the completion in a result, as OpenAI's chat completions answer.
+
+    Raises:
+        WorkerFailedError: the result holds none.
+    """
+    try:
+        completion = msgspec.json.decode(result)["completion"]
+        return {
+            "id": completion["id"],
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": completion["model"],
+            "choices": completion["choices"],
+            "usage": completion.get("usage"),
+        }
+    except (msgspec.DecodeError, KeyError, TypeError) as error:
+        raise WorkerFailedError("the worker's result holds no completion") from error
+
+
+def _payload(submission: Submission) -> bytes:
+    """Return the payload to store.
+
+    Raises:
+        InvalidRequestError: it is no object.
+    """
+    payload = bytes(submission.payload)
+    if not payload.lstrip().startswith(b"{"):
+        raise InvalidRequestError("payload: must be an object", param="payload")
+    if submission.job_type is not None:
+        fields = msgspec.json.decode(payload)
+        payload = msgspec.json.encode({"job_type": submission.job_type} | fields)
+    return payload
