@@ -112,8 +112,10 @@ class JetStream:
 
         Raises:
             QueueFullError: there is no room.
-            JetStreamAwayError: no answer in time; it may have been stored all the same.
+            JetStreamAwayError: there is no connection; or no answer in time, then it may have been stored all the same.
         """
+        if not self._client.is_connected:  # else it would be sent when the connection is back, and nobody would know
+            raise JetStreamAwayError(f"cannot store on {subject}: NATS is away")
         with translated(f"cannot store on {subject}"):
             ack = await self.context.publish(subject, data, timeout=self._timeout_s, headers=headers)
         return not ack.duplicate

@@ -235,7 +235,7 @@ class Dispatch:
     async def _receive(self, lane: Lane, delivery: Delivery[Job]) -> None:
         job = delivery.message
         if (held := self.held.get(job.id)) is not None:  # we have it, and the store's lease on it was lost for a moment
-            held.delivery, held.attempts = delivery, max(held.attempts, delivery.delivery)
+            held.delivery = delivery
             return
         if delivery.delivery > 1:
             try:

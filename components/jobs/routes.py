@@ -15,15 +15,17 @@ from components.bus.client import BusError
 from components.bus.member import Member
 from components.graph.keys import ApiKeys
 from components.http.edge import JSON, PROBES, Edge, Limits, json_response
-from components.jobs.book import ANY, Worker
+from components.jobs.book import ANY
+from components.jobs.held import Held
 from components.jobs.payload import PayloadError, read_payload
-from components.jobs.service import JobService, result_name
+from components.jobs.service import JobService, RecordedError, RepeatedError, StaleError, result_name
 from components.jobs.sockets import Socket
 from components.jobs.store import Store
 from components.jobs.submitters import Submitters, away, completion_in
 from components.jobs.views import Heartbeat, Submission, WorkerView, worker_view
 from components.telemetry.metrics import CONTENT_TYPE, render
 from components.wire.errors import (
+    ConflictError,
     InvalidRequestError,
     NotFoundError,
     PenstockError,
@@ -228,9 +230,8 @@ class Routes:
     async def _payload(self, request: web.Request) -> web.Response:
         """Give a long payload to the worker that has the job."""
         self._check_worker(request)
-        job_id, worker, fence = self._reference(request)
         try:
-            held = await self._service.resolve(worker, job_id, fence)
+            held = await self._referred(request)
             return web.Response(body=await self._store.payload(held.job), content_type=JSON)
         except BusError as error:
             raise away(error) from error
@@ -238,22 +239,31 @@ class Routes:
     async def _result(self, request: web.Request) -> web.Response:
         """Take a long result, whose `job_result_ref` will follow."""
         self._check_worker(request)
-        job_id, worker, fence = self._reference(request)
         data = await self._edge.read(request)
         _parse(data, dict[str, Any])
         try:
-            await self._service.resolve(worker, job_id, fence)
-            await self._store.objects.put(result_name(job_id, fence), data)
+            held = await self._referred(request)
+            await self._store.objects.put(result_name(held.job.id, request.query["fence_token"]), data)
         except BusError as error:
             raise away(error) from error
         return web.Response(status=204)
 
-    def _reference(self, request: web.Request) -> tuple[str, Worker, str]:
-        name = request.query.get("worker_id", "")
-        worker = self._service.dispatch.book.workers.get(name)
+    async def _referred(self, request: web.Request) -> Held:
+        """Return the job that a link in a frame refers to.
+
+        Raises:
+            ConflictError: it is not the worker's, or not any more.
+            BusError: the store cannot be asked.
+        """
+        worker = self._service.dispatch.book.workers.get(request.query.get("worker_id", ""))
         if worker is None:
             raise NotFoundError("no such worker is connected", param="worker_id")
-        return request.match_info["id"], worker, request.query.get("fence_token", "")
+        try:
+            return await self._service.resolve(worker, request.match_info["id"], request.query.get("fence_token", ""))
+        except StaleError as error:
+            raise ConflictError(str(error), param="fence_token") from None
+        except (RepeatedError, RecordedError):
+            raise ConflictError("the job is finished", param="fence_token") from None
 
     def _check_worker(self, request: web.Request) -> None:
         self._worker_keys.check(request.headers.get("Authorization"))

@@ -66,11 +66,11 @@ class StaleError(Exception):
     """A frame is about a job that is not its sender's, or not any more; the text says why."""
 
 
-class _RepeatedError(Exception):
+class RepeatedError(Exception):
     """A frame repeats an outcome that is being recorded; the acknowledgement is on its way."""
 
 
-class _KnownError(Exception):
+class RecordedError(Exception):
     """A frame repeats an outcome that is recorded already."""
 
 
@@ -83,6 +83,7 @@ class JobService:
         self._lease_s = lease_s
         self._metrics = metrics
         self._links: dict[str, Link] = {}
+        self._closing = False
         self._outcomes: dict[str, list[asyncio.Future[None]]] = {}
 
     # -- workers come and go
@@ -111,11 +112,13 @@ class JobService:
         """Forget a worker whose connection has ended, unless it has come back on another."""
         if self._links.get(worker.id) is link:
             del self._links[worker.id]
-            self.dispatch.leave(worker.id)
+            if not self._closing:
+                self.dispatch.leave(worker.id)
             log.info("a worker is gone", extra={"worker": worker.id})
 
     def close(self) -> None:
-        """End all connections; workers will look for the next queue."""
+        """End all connections. Workers keep their jobs, and tell the next queue of them."""
+        self._closing = True
         for link in list(self._links.values()):
             link.close("the queue stops")
 
@@ -169,9 +172,9 @@ class JobService:
         """Return the job a frame is about; None when it was answered already."""
         try:
             return await self.resolve(worker, job_id, str(fence))
-        except _RepeatedError:
+        except RepeatedError:
             return None
-        except _KnownError:
+        except RecordedError:
             link.send(JobAck(job_id, fence))
         except StaleError as error:
             self._metrics.refused.inc()
@@ -186,8 +189,8 @@ class JobService:
 
         Raises:
             StaleError: it has not, or not any more.
-            _RepeatedError: its outcome is being recorded.
-            _KnownError: its outcome is recorded.
+            RepeatedError: its outcome is being recorded.
+            RecordedError: its outcome is recorded.
             BusError: the store cannot be asked.
         """
         held = self.dispatch.held.get(job_id)
@@ -198,14 +201,14 @@ class JobService:
             if assignment is not None:
                 raise StaleError("stale fence token: the job was given to another worker since")
             if held.outcome_fence == fence:
-                raise _RepeatedError
+                raise RepeatedError
         signed = self._store.fences.read(fence, job_id, worker.id)
         if signed is None:
             raise StaleError("this fence token was not made for this job and worker")
         record = await self._store.records.get(job_id)
         if record is not None:
             if record.fence_token == fence:
-                raise _KnownError
+                raise RecordedError
             raise StaleError("stale fence token: the job is finished")
         return await self._adopt(worker, job_id, fence, signed)
 
