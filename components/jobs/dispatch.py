@@ -28,6 +28,8 @@ _TAKE_S = 5.0
 _CLOSE_S = 2.0
 _SWEEP_S = 0.1
 _MOST_AT_ONCE = 256
+_DELAY_S = 0.05
+_LONGEST_DELAY_S = 5.0
 
 
 class Voice(Protocol):
@@ -270,7 +272,7 @@ class Dispatch:
         if held.delivery is None:
             return  # adopted: the store delivers it when the lease of whoever had it before ends
         try:
-            await held.delivery.release()
+            await held.delivery.release(_delay_s(held.attempts))
         except BusError as error:  # the end of the store's lease does the same
             log.info("cannot give a job back at once", extra={"job": held.job.id, "error": str(error)})
 
@@ -282,3 +284,8 @@ class Dispatch:
                 await held.delivery.in_progress()
             except BusError as error:
                 log.debug("cannot renew", extra={"job": held.job.id, "error": str(error)})
+
+
+def _delay_s(attempts: int) -> float:
+    """Return how long a job waits that was given back so often: not at all at first, then ever longer."""
+    return 0.0 if attempts < 2 else min(_LONGEST_DELAY_S, _DELAY_S * 2 ** min(attempts, 10))

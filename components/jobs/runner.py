@@ -155,7 +155,10 @@ class JobWorker:
         if (running := self._jobs.get(frame.job_id)) is not None:
             running.frame, running.fence = frame, frame.fence_token
             return
-        if len(self._jobs) >= self._settings.max_jobs or self._draining or self.engine_away:
+        over = (
+            len(self._jobs) >= 2 * self._settings.max_jobs
+        )  # the queue knows our capacity; what it counts as ended may linger
+        if over or self._draining or self.engine_away:
             await self.link.send(JobRelease(frame.job_id, frame.fence_token, "the worker takes no job now"))
             return
         job = self._jobs[frame.job_id] = _Job(frame, frame.fence_token)
@@ -164,7 +167,7 @@ class JobWorker:
     def _drop(self, job_id: str, reason: str) -> None:
         log.info("a job was revoked", extra={"job": job_id, "reason": reason})
         self._undelivered.drop(job_id)
-        if (job := self._jobs.get(job_id)) is not None and job.task is not None:
+        if (job := self._jobs.pop(job_id, None)) is not None and job.task is not None:
             job.task.cancel()
         self._changed.set()
 
@@ -189,7 +192,8 @@ class JobWorker:
         finally:
             for helper in helpers:
                 helper.cancel()
-            del self._jobs[job.frame.job_id]
+            if self._jobs.get(job.frame.job_id) is job:
+                del self._jobs[job.frame.job_id]
             self._changed.set()
         if outcome is not None:
             self._undelivered.add(outcome)
