@@ -98,6 +98,7 @@ def _settings_sections() -> Iterator[str]:
     yield (
         "A graph is one YAML file; `--set path=value` overrides any of these (`--set decode.replicas=4`). Unknown keys are "
         "refused. Secrets never stand in the file: `PENSTOCK_API_KEY` (keys clients must present, separated by commas), "
+        "`PENSTOCK_WORKER_KEY` (what job workers present), "
         "`PENSTOCK_NATS_TOKEN`, `PENSTOCK_NATS_USER` and `PENSTOCK_NATS_PASSWORD` come from the environment."
     )
     done: set[type] = set()
