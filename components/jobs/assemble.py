@@ -27,15 +27,14 @@ class Assembly:
         for part in chunk.get("choices") or ():
             self._add_choice(part)
 
-    def completion(self) -> dict[str, Any]:
-        """Return what came, in the document's shape.
+    @property
+    def complete(self) -> bool:
+        """Whether every choice has come to its end."""
+        return bool(self._choices) and all(choice["finish_reason"] is not None for choice in self._choices.values())
 
-        Raises:
-            ValueError: the stream ended before its end.
-        """
+    def completion(self) -> dict[str, Any]:
+        """Return what came, in the document's shape."""
         choices = [self._choices[index] for index in sorted(self._choices)]
-        if not choices or any(choice["finish_reason"] is None for choice in choices):
-            raise ValueError("the engine's stream ended early")
         usage = self._usage or {"prompt_tokens": 0, "completion_tokens": self.tokens, "total_tokens": self.tokens}
         return {"id": self._id, "model": self._model, "choices": choices, "usage": usage}
 

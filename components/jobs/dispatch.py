@@ -259,7 +259,6 @@ class Dispatch:
             held = lane.waiting.popleft()
             fence = self._store.fences.make(held.job.id, worker.id, held.number, held.attempts)
             held.assignment = self.book.assign(worker, held.job.id, fence, time.monotonic())
-            held.since_unix_s = time.time()
             self._metrics.assigned(held)
             self._voice.push(worker, held)
 

@@ -22,6 +22,8 @@ _CHECK_S = aiohttp.ClientTimeout(total=2.0)
 _CONNECT_S = 5.0
 _AGAIN = frozenset({401, 403, 408, 409, 425, 429})  # not the job's fault; neither is any 5xx
 
+_BUSY = frozenset({429, 503})
+
 OnChunk = Callable[[bytes], None]
 
 
@@ -31,6 +33,10 @@ class EngineError(Exception):
 
 class EngineAwayError(Exception):
     """The engine is not there, or too busy; another time, or another worker, may do the job."""
+
+
+class EngineBusyError(EngineAwayError):
+    """The engine is there and takes no more at the moment."""
 
 
 class Engine:
@@ -92,6 +98,7 @@ class Engine:
 
         Raises:
             EngineError: it refuses the job.
+            EngineBusyError: it takes no more now; nothing of the answer came.
             EngineAwayError: it is not there, or broke off.
         """
         request: dict[str, Any] = {
@@ -105,8 +112,12 @@ class Engine:
                 async for line in response.iter_lines():
                     if line.startswith("data: ") and line != "data: [DONE]":
                         self._take(line[6:], assembly, on_chunk)
+            if not assembly.complete:
+                raise EngineAwayError("the engine's stream ended early")
         except openai.APIStatusError as error:
             text = f"the engine answers {error.status_code}: {error.message}"
+            if error.status_code in _BUSY and await self.ready():
+                raise EngineBusyError(text) from error
             if error.status_code in _AGAIN or error.status_code >= 500:
                 raise EngineAwayError(text) from error
             raise EngineError(text) from error

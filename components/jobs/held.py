@@ -10,6 +10,31 @@ from components.wire.errors import PenstockError
 from components.wire.jobs import Job
 
 
+@dataclass(eq=False, frozen=True)
+class Call:
+    """The caller of a transient job, who waits for its outcome.
+
+    Attributes:
+        answer: the result, or why there is none.
+        stream: whether chunks are wanted as they come.
+        chunks: OpenAI chunks, None after the last.
+    """
+
+    stream: bool
+    answer: "asyncio.Future[bytes]"
+    chunks: "asyncio.Queue[bytes | None]"
+
+    def settle(self, outcome: bytes | PenstockError) -> None:
+        """Tell the caller how it ended, once."""
+        if self.answer.done():
+            return
+        if isinstance(outcome, bytes):
+            self.answer.set_result(outcome)
+        else:
+            self.answer.set_exception(outcome)
+        self.chunks.put_nowait(None)
+
+
 @dataclass(eq=False)
 class Held:
     """A job that waits for a worker, is with one, or is being recorded.
@@ -22,10 +47,8 @@ class Held:
         delivery: the store's lease on a persisted one; None when it was adopted from a worker and not delivered to us yet.
         assignment: who has it; None while it waits or is being recorded.
         outcome_fence: under which its outcome came, which is being recorded and cannot change any more; empty before.
-        answer: of a transient one: the result, or why there is none.
-        chunks: of one whose caller reads a stream: OpenAI chunks, None after the last.
+        call: of a transient one.
         begun: chunks were passed on; another worker cannot continue them.
-        since_unix_s: when it was given to its worker.
     """
 
     job: Job
@@ -35,10 +58,8 @@ class Held:
     delivery: Delivery[Job] | None = None
     assignment: Assignment | None = None
     outcome_fence: str = ""
-    answer: "asyncio.Future[bytes] | None" = None
-    chunks: "asyncio.Queue[bytes | None] | None" = None
+    call: Call | None = None
     begun: bool = False
-    since_unix_s: float = 0.0
 
     @property
     def waits(self) -> bool:
@@ -47,11 +68,5 @@ class Held:
 
     def settle(self, outcome: bytes | PenstockError) -> None:
         """Tell the caller of a transient job how it ended, once."""
-        if self.answer is None or self.answer.done():
-            return
-        if isinstance(outcome, bytes):
-            self.answer.set_result(outcome)
-        else:
-            self.answer.set_exception(outcome)
-        if self.chunks is not None:
-            self.chunks.put_nowait(None)
+        if self.call is not None:
+            self.call.settle(outcome)

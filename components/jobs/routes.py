@@ -6,6 +6,7 @@ Two doors: submitters show an API key, workers the key of workers. Both are open
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 import msgspec
@@ -176,7 +177,8 @@ class Routes:
         if not stream:
             return json_response(completion_in(await self._submitters.hold(config_id, payload)))
         with_usage = isinstance(options, dict) and options.get("include_usage") is True
-        return await self._stream(request, self._submitters.hold_stream(config_id, payload), with_usage=with_usage)
+        async with aclosing(self._submitters.hold_stream(config_id, payload)) as chunks:
+            return await self._stream(request, chunks, with_usage=with_usage)
 
     async def _stream(self, request: web.Request, chunks: AsyncIterator[bytes], *, with_usage: bool) -> web.StreamResponse:
         """Send chunks as they come. An error before the first of them still gets a status; later it is the last event."""

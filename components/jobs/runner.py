@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from components.jobs.assemble import Assembly
-from components.jobs.engine_client import Engine, EngineAwayError, EngineError
+from components.jobs.engine_client import Engine, EngineAwayError, EngineBusyError, EngineError
 from components.jobs.fetch import Fetcher, FetchError, ForbiddenUrlError
 from components.jobs.frames import (
     MAX_INLINE_BYTES,
@@ -45,6 +45,9 @@ log = logging.getLogger(__name__)
 
 _WATCH_S = 1.0
 _UPLOAD_TRIES = 3
+_ENGINE_TRIES = 8
+_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 10.0
 _UNACKNOWLEDGED_S = 2.0
 
 
@@ -155,9 +158,8 @@ class JobWorker:
         if (running := self._jobs.get(frame.job_id)) is not None:
             running.frame, running.fence = frame, frame.fence_token
             return
-        over = (
-            len(self._jobs) >= 2 * self._settings.max_jobs
-        )  # the queue knows our capacity; what it counts as ended may linger
+        # The queue knows our capacity, but may count a job as ended that lingers here.
+        over = len(self._jobs) >= 2 * self._settings.max_jobs
         if over or self._draining or self.engine_away:
             await self.link.send(JobRelease(frame.job_id, frame.fence_token, "the worker takes no job now"))
             return
@@ -221,11 +223,22 @@ class JobWorker:
         return frame.payload
 
     async def _complete(self, job: _Job, chat: ChatJob) -> dict[str, object]:
-        await self._engine.chat(chat, self._model, job.assembly, job.chunks.put_nowait if job.frame.stream else None)
-        try:
-            return job.assembly.completion()
-        except ValueError as error:
-            raise EngineAwayError(str(error)) from error
+        """Return the completion; an engine that is there but too busy is asked again for a while.
+
+        Raises:
+            EngineError: it refuses the job.
+            EngineAwayError: it is not there, broke off, or stays busy.
+        """
+        for tries in range(_ENGINE_TRIES):
+            try:
+                await self._engine.chat(chat, self._model, job.assembly, job.chunks.put_nowait if job.frame.stream else None)
+                return job.assembly.completion()
+            except EngineBusyError as error:
+                if tries == _ENGINE_TRIES - 1:
+                    raise
+                log.info("the engine is busy", extra={"job": job.frame.job_id, "error": str(error)[:300]})
+                await asyncio.sleep(min(_LONGEST_PAUSE_S, _PAUSE_S * 2**tries) * random.uniform(0.5, 1.0))
+        raise AssertionError
 
     async def _renew(self, job: _Job) -> None:
         """Tell the queue in time that the job goes on, with the tokens so far."""

@@ -140,7 +140,7 @@ class JobService:
             msgspec.Raw(held.job.payload) if inline else ABSENT,
             None if inline else f"{where}/payload?{query}",
             f"{where}/result?{query}",
-            held.chunks is not None,
+            held.call is not None and held.call.stream,
         )
         link.send(frame)
 
@@ -236,9 +236,9 @@ class JobService:
                 assignment.progress = frame.progress if frame.progress is not None else assignment.progress
                 assignment.detail = (frame.status_message or "")[:200] or assignment.detail
             case JobChunk():
-                if held.chunks is not None:
+                if held.call is not None and held.call.stream:
                     held.begun = True
-                    held.chunks.put_nowait(bytes(frame.chunk))
+                    held.call.chunks.put_nowait(bytes(frame.chunk))
             case JobRelease():
                 self.dispatch.take_back(assignment, f"given back: {frame.reason[:200]}")
             case JobResult():

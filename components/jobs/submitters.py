@@ -4,14 +4,14 @@ import asyncio
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import msgspec
 
 from components.bus.client import BusError, TooLongError
 from components.bus.jetstream import QueueFullError
 from components.jobs.book import ANY
-from components.jobs.held import Held
+from components.jobs.held import Call, Held
 from components.jobs.metrics import Metrics
 from components.jobs.service import JobService
 from components.jobs.store import Store
@@ -71,15 +71,15 @@ class Submitters:
         return pending_view(job, payload, 0)
 
     def _submit_transient(self, job_id: str, config_id: str, payload: bytes) -> JobView:
-        held = self.enter(job_id, config_id, payload, stream=False)
+        call = self._call(stream=False)
+        held = self._enter(job_id, config_id, payload, call)
         view = held_view(held, payload)
         self._transient[job_id] = view
         while len(self._transient) > _REMEMBERED:
             self._transient.popitem(last=False)
-        assert held.answer is not None  # noqa: S101 `enter` makes it
-        held.answer.add_done_callback(lambda answer: self._remember(held, payload, answer))
+        call.answer.add_done_callback(lambda answer: self._remember(held, payload, answer))
         deadline = asyncio.get_running_loop().call_later(self._hold_timeout_s, self._time_out, held)
-        held.answer.add_done_callback(lambda _: deadline.cancel())
+        call.answer.add_done_callback(lambda _: deadline.cancel())
         return view
 
     def _time_out(self, held: Held) -> None:
@@ -100,8 +100,11 @@ class Submitters:
         self._transient[held.job.id] = record_view(record, payload, b"" if error else answer.result(), "transient")
         self._service.announce(held.job.id)
 
-    def enter(self, job_id: str, config_id: str, payload: bytes, *, stream: bool) -> Held:
-        """Take a transient job, whose outcome `Held.answer` will be.
+    def _call(self, *, stream: bool) -> Call:
+        return Call(stream, asyncio.get_running_loop().create_future(), asyncio.Queue())
+
+    def _enter(self, job_id: str, config_id: str, payload: bytes, call: Call) -> Held:
+        """Take a transient job.
 
         Raises:
             NoWorkerError: nobody would do it.
@@ -109,12 +112,7 @@ class Submitters:
         if not self._dispatch.book.serving(config_id):
             raise NoWorkerError(f"no worker for config {config_id} is connected", retry_after_s=_RETRY_AFTER_S)
         self._metrics.submitted.labels("transient").inc()
-        held = Held(
-            Job(job_id, config_id, time.time(), payload),
-            "transient",
-            answer=asyncio.get_running_loop().create_future(),
-            chunks=asyncio.Queue() if stream else None,
-        )
+        held = Held(Job(job_id, config_id, time.time(), payload), "transient", call=call)
         self._dispatch.enter(held)
         return held
 
@@ -126,41 +124,40 @@ class Submitters:
             WorkerFailedError: the worker cannot, or was lost too often.
             DeadlineExceededError: it takes too long.
         """
-        held = self.enter(secrets.token_hex(16), config_id, payload, stream=False)
-        assert held.answer is not None  # noqa: S101 `enter` makes it
+        call = self._call(stream=False)
+        held = self._enter(secrets.token_hex(16), config_id, payload, call)
         try:
             async with asyncio.timeout(self._hold_timeout_s):
-                return await held.answer
+                return await call.answer
         except TimeoutError:
             raise DeadlineExceededError(f"no result within {self._hold_timeout_s:g} s") from None
         finally:
-            if not held.answer.done() or held.answer.cancelled():
+            if not call.answer.done() or call.answer.cancelled():
                 self._dispatch.withdraw(held, "nobody waits for it any more")
 
-    async def hold_stream(self, config_id: str, payload: bytes) -> AsyncIterator[bytes]:
+    async def hold_stream(self, config_id: str, payload: bytes) -> AsyncGenerator[bytes, None]:
         """Have a job done, and yield OpenAI chunks as they come; from a worker that sends none, its whole result.
 
         Raises:
             PenstockError: as `hold`; after the first chunk, too.
         """
-        held = self.enter(secrets.token_hex(16), config_id, payload, stream=True)
-        assert held.answer is not None  # noqa: S101 `enter` makes both
-        assert held.chunks is not None  # noqa: S101
+        call = self._call(stream=True)
+        held = self._enter(secrets.token_hex(16), config_id, payload, call)
         end_s = asyncio.get_running_loop().time() + self._hold_timeout_s
         try:
             while True:
                 async with asyncio.timeout_at(end_s):
-                    chunk = await held.chunks.get()
+                    chunk = await call.chunks.get()
                 if chunk is None:
                     break
                 yield chunk
-            result = await held.answer
+            result = await call.answer
             if not held.begun:
                 yield result
         except TimeoutError:
             raise DeadlineExceededError(f"no result within {self._hold_timeout_s:g} s") from None
         finally:
-            if not held.answer.done():
+            if not call.answer.done():
                 self._dispatch.withdraw(held, "nobody waits for it any more")
 
     # -- how jobs stand

@@ -194,6 +194,17 @@ async def test_a_job_survives_its_engine(tmp_path: Path) -> None:
         assert (job["status"], job["attempts"]) == ("completed", 2)
 
 
+async def test_a_busy_engine_costs_no_attempt(tmp_path: Path) -> None:
+    """It is asked again until it takes the job."""
+    async with _worker(tmp_path) as (queue, engine, _):
+        engine.status = 429
+        job_id = await queue.submit(max_tokens=1)
+        await eventually(lambda: len(engine.requests) >= 2)
+        engine.status = 200
+        job = await queue.finished(job_id)
+        assert (job["status"], job["attempts"]) == ("completed", 1)
+
+
 async def test_a_restarted_queue_gets_the_results_made_meanwhile(tmp_path: Path) -> None:
     """The worker comes back by itself; each job is done once, also the one that runs through the restart."""
     port = free_port()

@@ -118,10 +118,10 @@ def test_chunks_become_one_completion() -> None:
         ],
     ):
         assembly.add({"id": "c", "model": "m", "choices": choices})
-    with pytest.raises(ValueError, match="ended early"):
-        assembly.completion()
+    assert not assembly.complete
     assembly.add({"choices": [{"index": 0, "delta": {"content": "b"}, "finish_reason": "stop"}]})
     assembly.add({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 4, "total_tokens": 5, "details": {}}})
+    assert assembly.complete
     assert assembly.tokens == 4
     completion = assembly.completion()
     assert completion["usage"] == {"prompt_tokens": 1, "completion_tokens": 4, "total_tokens": 5}
