@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -78,7 +79,9 @@ async def running(workers: int, capacity: int) -> AsyncIterator[tuple[str, Stub,
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         engine_port = runner.addresses[0][1]
-        port = 18788
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
         graph = folder / "queue.yaml"
         graph.write_text(
             f"name: bench\nmodel: none\nnats: {settings.url}\ncomponents: {{jobs: {{http_port: {port}, workers: 0}}}}\n"
