@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import json
 import os
-import signal
 import socket
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from aiohttp import web
 
 from benchmarks.report import machine, show, spread, write_json
 from components.bus.server import NatsServerPlan
+from components.launch.child import kill_group, start_fresh
 
 PAYLOAD = {"messages": [{"role": "user", "content": "What is a penstock? " * 10}], "max_tokens": 4}
 CONCURRENCY = 64
@@ -67,8 +67,8 @@ async def running(workers: int, capacity: int) -> AsyncIterator[tuple[str, Stub,
         plan = NatsServerPlan(folder / "nats", "bench")
         plan.write()
         os.environ.update(plan.environment)
-        log = (folder / "log").open("wb")
-        nats = await asyncio.create_subprocess_exec(*plan.argv, stdout=log, stderr=log)
+        log = folder / "log"
+        nats = await start_fresh(plan.argv, os.environ, log)
         settings = await plan.settings(nats.pid)
         stub = Stub()
         app = web.Application()
@@ -87,7 +87,7 @@ async def running(workers: int, capacity: int) -> AsyncIterator[tuple[str, Stub,
             f"name: bench\nmodel: none\nnats: {settings.url}\ncomponents: {{jobs: {{http_port: {port}, workers: 0}}}}\n"
         )
         argv = [sys.executable, "-m", "components.jobs", "--graph", str(graph), "--name", "jobs-0"]
-        processes = [await asyncio.create_subprocess_exec(*argv, stdout=log, stderr=log)]
+        processes = [nats, await start_fresh(argv, os.environ, log)]
         for number in range(workers):
             environment = {
                 **os.environ,
@@ -100,20 +100,17 @@ async def running(workers: int, capacity: int) -> AsyncIterator[tuple[str, Stub,
                 "VLLM_PORT": str(engine_port),
             }
             argv = [sys.executable, "-m", "components.jobs.worker"]
-            processes.append(await asyncio.create_subprocess_exec(*argv, env=environment, stdout=log, stderr=log))
+            processes.append(await start_fresh(argv, environment, log))
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", connector=connector) as http:
             try:
                 await until(http, lambda health: health["workers"] == workers)
                 yield f"http://127.0.0.1:{port}", stub, http
             finally:
-                for process in processes:
-                    process.send_signal(signal.SIGKILL)
+                for process in processes[::-1]:
+                    kill_group(process.pid)
                     await process.wait()
-                nats.kill()
-                await nats.wait()
                 await runner.cleanup()
-                log.close()
 
 
 async def until(http: aiohttp.ClientSession, condition: Any) -> Any:

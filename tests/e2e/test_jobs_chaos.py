@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from components.launch.child import start_fresh
 from tests.support.edge import free_port
 from tests.support.jobs import ScriptedEngine, WorkerProcess
 from tests.support.nats import RestartableNats
@@ -177,8 +178,9 @@ async def _start_queue(folder: Path, nats_url: str, port: int) -> asyncio.subpro
     jobs = f"{{http_port: {port}, workers: 0, lease_s: {LEASE_S}, max_attempts: 50}}"
     graph.write_text(f"name: chaos\nmodel: none\nnats: {nats_url}\ncomponents: {{jobs: {jobs}}}\n")
     argv = [sys.executable, "-m", "components.jobs", "--graph", str(graph), "--name", "jobs-0"]
-    with (folder / "queue.log").open("ab") as log:
-        return await asyncio.create_subprocess_exec(*argv, env=dict(os.environ), stdout=log, stderr=log)
+    child = await start_fresh(argv, os.environ, folder / "queue.log")
+    assert isinstance(child, asyncio.subprocess.Process)
+    return child
 
 
 async def _thaw(worker: WorkerProcess) -> None:

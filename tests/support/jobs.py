@@ -21,6 +21,7 @@ from components.bus.process import Process
 from components.graph.load import graph_from_raw
 from components.graph.schema import Nats
 from components.jobs.__main__ import serve
+from components.launch.child import start_fresh
 from components.wire.messages import ProcessState
 from components.wire.subjects import Subjects
 from tests.support.edge import free_port
@@ -277,10 +278,9 @@ class WorkerProcess:
     async def run(self, module: str = "worker", *prefix: str) -> None:
         """Start the process."""
         argv = [*prefix, sys.executable, "-m", f"components.jobs.{module}"]
-        with self.log.open("ab") as log:
-            self.process = await asyncio.create_subprocess_exec(
-                *argv, env={**os.environ, **self.environment}, stdout=log, stderr=log
-            )
+        child = await start_fresh(argv, {**os.environ, **self.environment}, self.log)
+        assert isinstance(child, asyncio.subprocess.Process)
+        self.process = child
 
     def signal(self, number: int) -> None:
         """Send a signal."""
