@@ -1,12 +1,14 @@
 """Chat and jobs on one graph: jobs go in by the command line and come out done, by simulated engines and by real vLLM."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.launched import Launched, free_port
+from tests.support.launched import ROOT, Commands, Launched, free_port
 
 JOBS = [
     pytest.param(("jobs_sim",), id="sim"),
@@ -66,7 +68,7 @@ def test_a_file_of_jobs(graph: tuple[Launched, str], tmp_path: Path) -> None:
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     """Of a file, of an address, of a setting."""
-    commands = Launched.__mro__[1](tmp_path)
+    commands = Commands(tmp_path)
     file = tmp_path / "bad.jsonl"
     file.write_text('{"messages": []}\nno JSON\n')
     for words, reason in (
@@ -81,3 +83,41 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         assert done.returncode == 2 or reason.startswith("no queue")
         assert reason in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_queue_and_a_worker_by_themselves(tmp_path: Path) -> None:
+    """`penstock queue` keeps its jobs from one run to the next; `penstock job-worker` does them on any endpoint."""
+    port, engine_port = free_port(), free_port()
+    url = f"http://127.0.0.1:{port}"
+    jobs = tmp_path / "jobs.jsonl"
+    jobs.write_text(
+        json.dumps({"id": "early", "payload": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}})
+    )
+    queue = Launched(tmp_path, "queue", port, "queue", "--port", str(port)).wait_ready(60)
+    assert f"takes jobs at {url}" in queue.output
+    assert queue.run("jobs", "submit", "--no-wait", str(jobs)).stdout == "early\n"
+    assert queue.interrupt() == 0
+    queue = Launched(tmp_path, "queue", port, "queue", "--port", str(port)).wait_ready(60)
+    log = (tmp_path / "worker.log").open("wb")
+    engine = subprocess.Popen([sys.executable, "-m", "tests.support.engine_program", "--port", str(engine_port)], cwd=ROOT)
+    worker = subprocess.Popen(
+        queue.argv(
+            *("job-worker", "--queue-url", f"ws://127.0.0.1:{port}", "--config-id", "default", "--model", "served"),
+            *("--engine", f"127.0.0.1:{engine_port}"),
+        ),
+        cwd=ROOT,
+        env={**queue.environment, "CASOLA_STATE_DIR": str(tmp_path / "worker")},
+        stdout=log,
+        stderr=log,
+    )
+    try:
+        job = json.loads(queue.run("jobs", "show", "early", "--wait-s", "30").stdout)
+        assert (job["status"], job["attempts"]) == ("completed", 1)
+        worker.terminate()
+        assert worker.wait(20) == 0
+    finally:
+        for process in (worker, engine):
+            process.kill()
+            process.wait()
+        log.close()
+        queue.close()
