@@ -6,17 +6,16 @@ bear being done twice. A lane is a part of a queue with takers of its own; the l
 """
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import msgspec
 from nats.errors import Error as NatsError
 from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 
+from components.bus.browse import Browse
 from components.bus.client import Bus, BusError
 from components.bus.dead_letters import JOB, DeadLetters
 from components.bus.delivery import Delivery
@@ -74,19 +73,12 @@ class QueueState(msgspec.Struct, frozen=True):
     idle_takers: int
 
 
-@dataclass(frozen=True)
-class Stored(Generic[M]):
-    """A job in the queue, waiting or under way, and its number there."""
-
-    message: M
-    number: int
-
-
 class WorkQueue(Generic[M]):
     """One lane of one queue, to put and to take. Make one with `open`; any number of processes may.
 
     Attributes:
         dead: its dead letters.
+        browse: its jobs, for looking.
     """
 
     def __init__(
@@ -106,6 +98,7 @@ class WorkQueue(Generic[M]):
         self._state: tuple[QueueState, float] | None = None
         self._patience_s = 0.0
         self.dead = DeadLetters(self._jetstream, subjects, name)
+        self.browse = Browse(self._jetstream, subjects, name, kind)
 
     @classmethod
     async def open(
@@ -213,39 +206,6 @@ class WorkQueue(Generic[M]):
         oldest_age_s = max(0.0, age_s) if info.state.messages else 0.0
         return QueueState(consumer.num_pending, consumer.num_ack_pending, oldest_age_s, consumer.num_waiting)
 
-    async def find(self, job_id: str) -> Stored[M] | None:
-        """Return a job of any lane that is not done yet; None when there is none of this id.
-
-        Raises:
-            BusError: JetStream does not answer.
-        """
-        found = await self._next(self._subjects.job(self._name, job_id), 1)
-        return found[0] if found else None
-
-    async def count(self) -> int:
-        """Return how many jobs of all lanes are not done.
-
-        Raises:
-            BusError: JetStream does not answer.
-        """
-        return (await self._jetstream.stream_info(self._stream)).state.messages
-
-    async def stored(self, most: int) -> list[Stored[M]]:
-        """Return up to `most` jobs of all lanes that are not done, oldest first; what cannot be decoded is left out.
-
-        Raises:
-            BusError: JetStream does not answer.
-        """
-        return await self._next(self._subjects.queue(self._name), most)
-
-    async def remove(self, number: int) -> None:
-        """Take a job off the queue, whoever has it.
-
-        Raises:
-            BusError: JetStream does not answer.
-        """
-        await self._jetstream.delete(self._stream, number)
-
     async def watch(self, every_s: float) -> None:
         """Keep `recent_state` fresh, for ever; to be run by the owner's task group."""
         self._patience_s = every_s * _MISSED_REFRESHES
@@ -280,15 +240,6 @@ class WorkQueue(Generic[M]):
     async def close(self) -> None:
         """Take no more."""
         await self._pull.close()
-
-    async def _next(self, subject: str, most: int) -> list[Stored[M]]:
-        found: list[Stored[M]] = []
-        seq = 1
-        while len(found) < most and (raw := await self._jetstream.next_message(self._stream, subject, seq)):
-            seq = (raw.seq or 0) + 1
-            with contextlib.suppress(msgspec.DecodeError):
-                found.append(Stored(decode(raw.data or b"", self._kind), raw.seq or 0))
-        return found
 
     async def _keep(self) -> None:
         limits = self._limits

@@ -4,7 +4,6 @@ Two doors: submitters show an API key, workers the key of workers. Both are open
 """
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -15,31 +14,26 @@ from aiohttp import web
 from components.bus.client import BusError
 from components.bus.member import Member
 from components.graph.keys import ApiKeys
-from components.http.edge import JSON, PROBES, Edge, Limits, json_response
+from components.http.edge import PROBES, Edge, Limits, json_response
 from components.jobs.book import ANY
-from components.jobs.held import Held
+from components.jobs.calls import completion_in
 from components.jobs.payload import PayloadError, read_payload
-from components.jobs.service import JobService, RecordedError, RepeatedError, StaleError, result_name
-from components.jobs.sockets import Socket
+from components.jobs.service import JobService
 from components.jobs.store import Store
-from components.jobs.submitters import Submitters, away, completion_in
-from components.jobs.views import Heartbeat, Submission, WorkerView, worker_view
+from components.jobs.submitters import Submitters, away
+from components.jobs.views import Submission
+from components.jobs.worker_routes import FOR_WORKERS, WorkerRoutes, parse
 from components.telemetry.metrics import CONTENT_TYPE, render
 from components.wire.errors import (
-    ConflictError,
     InvalidRequestError,
-    NotFoundError,
     PenstockError,
 )
 from components.wire.http_errors import error_body
 from components.wire.jobs import JobStatus
 
-_FOR_WORKERS = frozenset({"/ws", "/api/heartbeats", "/jobs/{id}/payload", "/jobs/{id}/result"})
 _MAX_WAIT_S = 60.0
 _MAX_LISTED = 1000
 _MAX_BATCH = 1000
-_MAX_HEARTBEATS = 10_000
-_HEARTBEAT_KEPT_S = 3600.0
 
 T = TypeVar("T")
 
@@ -78,10 +72,8 @@ class Routes:
         self._submitters = submitters
         self._store = store
         self._member = member
-        self._public_url = public_url
-        self._worker_keys = ApiKeys.of_workers()
-        self._edge = Edge(ApiKeys.from_environment(), limits, open_routes=PROBES | _FOR_WORKERS)
-        self._heartbeats: dict[str, tuple[Heartbeat, float]] = {}
+        self._edge = Edge(ApiKeys.from_environment(), limits, open_routes=PROBES | FOR_WORKERS)
+        self._worker_routes = WorkerRoutes(service, store, self._edge, public_url)
 
     def make(self) -> web.Application:
         """Return the aiohttp application."""
@@ -96,11 +88,7 @@ class Routes:
                 web.post("/dead/{id}/redrive", self._redrive),
                 web.delete("/dead/{id}", self._drop),
                 web.post("/v1/chat/completions", self._chat),
-                web.get("/api/workers", self._workers),
-                web.post("/api/heartbeats", self._heartbeat),
-                web.get("/ws", self._socket),
-                web.get("/jobs/{id}/payload", self._payload),
-                web.put("/jobs/{id}/result", self._result),
+                *self._worker_routes.table(),
                 web.get("/health", self._health),
                 web.get("/metrics", self._metrics),
             ]
@@ -109,18 +97,18 @@ class Routes:
     # -- submitters
 
     async def _submit(self, request: web.Request) -> web.Response:
-        submission = _parse(await self._edge.read(request), Submission)
+        submission = parse(await self._edge.read(request), Submission)
         return json_response(await self._submitters.submit(submission), 201)
 
     async def _submit_batch(self, request: web.Request) -> web.Response:
         """Take many jobs; each is answered for itself."""
-        batch = _parse(await self._edge.read(request), _Batch)
+        batch = parse(await self._edge.read(request), _Batch)
         if len(batch.jobs) > _MAX_BATCH:
             raise InvalidRequestError(f"jobs: at most {_MAX_BATCH} at a time", param="jobs")
 
         async def one(data: msgspec.Raw) -> Any:
             try:
-                view = await self._submitters.submit(_parse(data, Submission))
+                view = await self._submitters.submit(parse(data, Submission))
             except PenstockError as error:
                 return msgspec.Raw(error_body(error))
             return {"id": view.id, "status": view.status}
@@ -128,7 +116,7 @@ class Routes:
         return json_response({"jobs": await asyncio.gather(*[one(data) for data in batch.jobs])})
 
     async def _statuses(self, request: web.Request) -> web.Response:
-        ids = _parse(await self._edge.read(request), _Ids).ids
+        ids = parse(await self._edge.read(request), _Ids).ids
         if len(ids) > _MAX_LISTED:
             raise InvalidRequestError(f"ids: at most {_MAX_LISTED} at a time", param="ids")
         return json_response({"jobs": await self._submitters.statuses(ids)})
@@ -166,7 +154,7 @@ class Routes:
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         """Hold an OpenAI call until a worker has done it."""
-        body = _parse(await self._edge.read(request), dict[str, Any])
+        body = parse(await self._edge.read(request), dict[str, Any])
         stream, options = body.pop("stream", False) is True, body.pop("stream_options", None)
         config_id = request.headers.get("x-penstock-config-id") or ANY
         payload = msgspec.json.encode(body)
@@ -175,9 +163,9 @@ class Routes:
         except PayloadError as error:
             raise InvalidRequestError(str(error), param=str(error).partition(":")[0]) from None
         if not stream:
-            return json_response(completion_in(await self._submitters.hold(config_id, payload)))
+            return json_response(completion_in(await self._submitters.calls.hold(config_id, payload)))
         with_usage = isinstance(options, dict) and options.get("include_usage") is True
-        async with aclosing(self._submitters.hold_stream(config_id, payload)) as chunks:
+        async with aclosing(self._submitters.calls.hold_stream(config_id, payload)) as chunks:
             return await self._stream(request, chunks, with_usage=with_usage)
 
     async def _stream(self, request: web.Request, chunks: AsyncIterator[bytes], *, with_usage: bool) -> web.StreamResponse:
@@ -205,74 +193,6 @@ class Routes:
                 return
         await self._edge.write(request, response, b"data: " + msgspec.json.encode(fields) + b"\n\n")
 
-    # -- workers
-
-    async def _socket(self, request: web.Request) -> web.StreamResponse:
-        self._check_worker(request)
-        return await Socket(self._base_url(request)).run(request, self._service)
-
-    async def _heartbeat(self, request: web.Request) -> web.Response:
-        self._check_worker(request)
-        beat = _parse(await self._edge.read(request), Heartbeat)
-        now_s = time.monotonic()
-        self._heartbeats[beat.instance_id] = (beat, now_s)
-        if len(self._heartbeats) > _MAX_HEARTBEATS:
-            del self._heartbeats[min(self._heartbeats, key=lambda name: self._heartbeats[name][1])]
-        return json_response({"ok": True})
-
-    async def _workers(self, _: web.Request) -> web.Response:
-        now_s, book = time.monotonic(), self._service.dispatch.book
-        recent = {name for name, (_, at_s) in self._heartbeats.items() if now_s - at_s < _HEARTBEAT_KEPT_S}
-        views: list[WorkerView] = [
-            worker_view(name, book.workers.get(name), self._heartbeats.get(name), now_s)
-            for name in sorted(recent | set(book.workers))
-        ]
-        return json_response({"workers": views})
-
-    async def _payload(self, request: web.Request) -> web.Response:
-        """Give a long payload to the worker that has the job."""
-        self._check_worker(request)
-        try:
-            held = await self._referred(request)
-            return web.Response(body=await self._store.payload(held.job), content_type=JSON)
-        except BusError as error:
-            raise away(error) from error
-
-    async def _result(self, request: web.Request) -> web.Response:
-        """Take a long result, whose `job_result_ref` will follow."""
-        self._check_worker(request)
-        data = await self._edge.read(request)
-        _parse(data, dict[str, Any])
-        try:
-            held = await self._referred(request)
-            await self._store.objects.put(result_name(held.job.id, request.query["fence_token"]), data)
-        except BusError as error:
-            raise away(error) from error
-        return web.Response(status=204)
-
-    async def _referred(self, request: web.Request) -> Held:
-        """Return the job that a link in a frame refers to.
-
-        Raises:
-            ConflictError: it is not the worker's, or not any more.
-            BusError: the store cannot be asked.
-        """
-        worker = self._service.dispatch.book.workers.get(request.query.get("worker_id", ""))
-        if worker is None:
-            raise NotFoundError("no such worker is connected", param="worker_id")
-        try:
-            return await self._service.resolve(worker, request.match_info["id"], request.query.get("fence_token", ""))
-        except StaleError as error:
-            raise ConflictError(str(error), param="fence_token") from None
-        except (RepeatedError, RecordedError):
-            raise ConflictError("the job is finished", param="fence_token") from None
-
-    def _check_worker(self, request: web.Request) -> None:
-        self._worker_keys.check(request.headers.get("Authorization"))
-
-    def _base_url(self, request: web.Request) -> str:
-        return (self._public_url or f"{request.scheme}://{request.host}").rstrip("/")
-
     # -- all
 
     async def _health(self, _: web.Request) -> web.Response:
@@ -284,7 +204,7 @@ class Routes:
             "running": sum(len(worker.running) for worker in book.workers.values()),
         }
         try:
-            shown["unfinished"] = await self._store.queue.count()
+            shown["unfinished"] = await self._store.queue.browse.count()
             shown["dead"] = await self._store.queue.dead.count()
         except BusError:
             return json_response(shown | {"status": "the store does not answer"}, 503)
@@ -293,20 +213,6 @@ class Routes:
     async def _metrics(self, _: web.Request) -> web.Response:
         body = await asyncio.to_thread(render, [self._member.metrics()])
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
-
-
-def _parse(data: bytes | msgspec.Raw, kind: type[T]) -> T:
-    """Return a body.
-
-    Raises:
-        InvalidRequestError: it is none of this kind.
-    """
-    try:
-        return msgspec.json.decode(data, type=kind)
-    except msgspec.ValidationError as error:
-        raise InvalidRequestError(f"the body: {error}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise InvalidRequestError("the body is not valid JSON in UTF-8") from None
 
 
 def _number(request: web.Request, name: str, default: float, most: float) -> float:

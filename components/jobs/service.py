@@ -4,7 +4,6 @@ An outcome counts when it comes from the last worker that was given the job, und
 the first: the record is written only where there is none. The worker is told when it is written, not before.
 """
 
-import asyncio
 import logging
 import time
 from typing import Protocol
@@ -12,7 +11,7 @@ from typing import Protocol
 import msgspec
 
 from components.bus.client import BusError
-from components.jobs.book import ANY, Worker
+from components.jobs.book import Worker
 from components.jobs.dispatch import Dispatch
 from components.jobs.frames import (
     ABSENT,
@@ -38,14 +37,17 @@ from components.jobs.frames import (
 )
 from components.jobs.held import Held
 from components.jobs.metrics import Metrics
+from components.jobs.outcomes import Outcomes, result_name
 from components.jobs.store import Store
 from components.wire.errors import WorkerFailedError
-from components.wire.jobs import Job, JobRecord, JobStatus
+from components.wire.jobs import JobRecord, JobStatus
 
 log = logging.getLogger(__name__)
 
-_RETRY_S = 0.5
 _MAX_ERROR_CHARS = 4000
+
+
+Receipt = JobAck | JobResultRef
 
 
 class Link(Protocol):
@@ -75,7 +77,12 @@ class RecordedError(Exception):
 
 
 class JobService:
-    """The words of workers."""
+    """The words of workers.
+
+    Attributes:
+        dispatch: hands out jobs.
+        outcomes: records how they end.
+    """
 
     def __init__(self, store: Store, lease_s: float, metrics: Metrics) -> None:
         self.dispatch: Dispatch  # each needs the other; who makes both sets it
@@ -84,7 +91,7 @@ class JobService:
         self._metrics = metrics
         self._links: dict[str, Link] = {}
         self._closing = False
-        self._outcomes: dict[str, list[asyncio.Future[None]]] = {}
+        self.outcomes = Outcomes(store, metrics)
 
     # -- workers come and go
 
@@ -148,6 +155,10 @@ class JobService:
         """Tell a worker that a job is its no more."""
         if (link := self._links.get(worker_id)) is not None:
             link.send(JobRevoked(job_id, reason))
+
+    async def bury(self, job_id: str, reason: str) -> None:
+        """Record that the store gives a job up."""
+        await self.outcomes.bury(job_id, reason)
 
     # -- what workers say
 
@@ -241,117 +252,72 @@ class JobService:
                     held.call.chunks.put_nowait(bytes(frame.chunk))
             case JobRelease():
                 self.dispatch.take_back(assignment, f"given back: {frame.reason[:200]}")
-            case JobResult():
-                self._finish(worker, held, assignment.fence, bytes(frame.result))
+            case JobResult() | JobError():
+                self._end(worker, held, JobAck(held.job.id, assignment.fence), frame)
             case JobResultRef():
                 await self._finish_by_reference(link, worker, held, assignment.fence)
-            case JobError():
-                self._finish(worker, held, assignment.fence, None, error=frame.error[:_MAX_ERROR_CHARS])
             case _:
                 raise AssertionError(frame)
 
+    def _end(self, worker: Worker, held: Held, receipt: Receipt, frame: JobResult | JobError) -> None:
+        failed = frame.error[:_MAX_ERROR_CHARS] if isinstance(frame, JobError) else None
+        result = bytes(frame.result) if isinstance(frame, JobResult) else b""
+        if held.mode == "transient":
+            outcome = result if failed is None else WorkerFailedError(f"the worker answers: {failed}")
+            self._settle(worker, held, receipt, outcome)
+        else:
+            status = JobStatus.COMPLETED if failed is None else JobStatus.FAILED
+            self._finish(worker, held, receipt, status, result, error=failed)
+
     async def _finish_by_reference(self, link: Link, worker: Worker, held: Held, fence: str) -> None:
         name = result_name(held.job.id, fence)
-        if held.mode == "transient" or not await self._store.objects.has(name):
-            data = await self._store.objects.get(name) if held.mode == "transient" else None
-            if data is None:
-                link.send(Error(f"job {held.job.id}: its result has not been uploaded"))
-                return
-            self._finish(worker, held, fence, data)
+        if not await self._store.objects.has(name):
+            link.send(Error(f"job {held.job.id}: its result has not been uploaded"))
+        elif held.mode == "transient":
+            self._settle(worker, held, JobResultRef(held.job.id, fence), await self._store.objects.get(name) or b"")
             await self._store.objects.delete(name)
         else:
-            self._finish(worker, held, fence, b"", stored_as=name)
-        link.send(JobResultRef(held.job.id, fence))
+            self._finish(worker, held, JobResultRef(held.job.id, fence), JobStatus.COMPLETED, stored_as=name)
+
+    def _settle(self, worker: Worker, held: Held, receipt: Receipt, outcome: bytes | WorkerFailedError) -> None:
+        """Give a transient job's outcome to its caller."""
+        self.dispatch.finished(held)
+        self._metrics.finished(JobStatus.COMPLETED if isinstance(outcome, bytes) else JobStatus.FAILED)
+        held.settle(outcome)
+        self.dispatch.forget(held)
+        self._acknowledge(worker.id, receipt)
 
     def _finish(
-        self, worker: Worker, held: Held, fence: str, result: bytes | None, stored_as: str | None = None, error: str = ""
+        self,
+        worker: Worker,
+        held: Held,
+        receipt: Receipt,
+        status: JobStatus,
+        result: bytes = b"",
+        stored_as: str | None = None,
+        error: str | None = None,
     ) -> None:
-        """Free the worker's slot at once, and record the outcome."""
+        """Free the worker's slot at once; then record a persisted job's outcome, tell the worker, and unqueue the job."""
         self.dispatch.finished(held)
-        if held.mode == "transient":
-            self._metrics.finished(JobStatus.FAILED if result is None else JobStatus.COMPLETED)
-            held.settle(WorkerFailedError(f"the worker answers: {error}") if result is None else result)
-            self.dispatch.forget(held)
-            self._acknowledge(worker.id, held.job.id, fence)
-            return
         record = JobRecord(
             job=held.job,
-            status=JobStatus.FAILED if result is None else JobStatus.COMPLETED,
+            status=status,
             attempts=held.attempts,
             finished_unix_s=time.time(),
             result_object=stored_as,
-            error=error if result is None else None,
-            fence_token=fence,
+            error=error,
+            fence_token=str(receipt.fence_token),
             worker_id=worker.id,
         )
-        self.dispatch.record(self._record(held, record, result or b""))
 
-    async def _record(self, held: Held, record: JobRecord, result: bytes) -> None:
-        """Write a record, however long JetStream is away, then take the job off the queue and tell the worker."""
-        while True:
-            try:
-                kept, name = await self._store.keep_result(result_name(record.job.id, record.fence_token), result)
-                whole = msgspec.structs.replace(record, result=kept, result_object=name or record.result_object)
-                if await self._store.records.create(record.job.id, whole):
-                    self._metrics.finished(record.status)
-                break
-            except BusError as error:
-                log.warning("cannot record an outcome yet", extra={"job": record.job.id, "error": str(error)})
-                await asyncio.sleep(_RETRY_S)
-        self._acknowledge(record.worker_id, record.job.id, record.fence_token)
-        self.announce(record.job.id)
-        try:
-            if held.delivery is not None:
-                await held.delivery.done()
-            else:
-                await self._store.queue.remove(held.number)
-        except BusError as error:  # it comes again, and its record is found
-            log.info("cannot take a finished job off the queue", extra={"job": record.job.id, "error": str(error)})
-        self.dispatch.forget(held)
+        async def conclude() -> None:
+            await self.outcomes.record(record, result)
+            self._acknowledge(worker.id, receipt)
+            await self.outcomes.unqueue(held)
+            self.dispatch.forget(held)
 
-    async def bury(self, job_id: str, reason: str) -> None:
-        """Record that a job has failed: the store gives it up.
+        self.dispatch.record(conclude())
 
-        Raises:
-            BusError: JetStream is away; the store will try again.
-        """
-        stored = await self._store.unfinished(job_id)
-        job = stored.message if stored else Job(job_id, ANY, time.time())
-        attempts = self._store.limits.max_deliver
-        record = JobRecord(job, JobStatus.FAILED, attempts, time.time(), error=reason)
-        if await self._store.records.create(job_id, record):
-            self._metrics.finished(JobStatus.FAILED)
-        self.announce(job_id)
-
-    def _acknowledge(self, worker_id: str, job_id: str, fence: str) -> None:
+    def _acknowledge(self, worker_id: str, receipt: Receipt) -> None:
         if (link := self._links.get(worker_id)) is not None:
-            link.send(JobAck(job_id, fence))
-
-    # -- those who wait for an outcome
-
-    def announce(self, job_id: str) -> None:
-        """Wake those who wait for the outcome of a job."""
-        for waiter in self._outcomes.pop(job_id, ()):
-            if not waiter.done():
-                waiter.set_result(None)
-
-    async def outcome(self, job_id: str, wait_s: float) -> None:
-        """Wait until the outcome of a job is recorded, at most `wait_s` seconds."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._outcomes.setdefault(job_id, []).append(waiter)
-        try:
-            async with asyncio.timeout(wait_s):
-                await waiter
-        except TimeoutError:
-            return
-        finally:
-            waiters = self._outcomes.get(job_id, [])
-            if waiter in waiters:
-                waiters.remove(waiter)
-                if not waiters:
-                    del self._outcomes[job_id]
-
-
-def result_name(job_id: str, fence: str) -> str:
-    """Return the name of the object that holds a long result of one assignment."""
-    return f"result-{job_id}-{fence}"
+            link.send(receipt)

@@ -6,9 +6,10 @@ A job is in the queue until its record is written, so it is always found in one 
 import secrets
 from dataclasses import dataclass
 
+from components.bus.browse import Stored
 from components.bus.client import Bus
 from components.bus.records import Keeping, Objects, Records
-from components.bus.work_queue import QueueLimits, Stored, WorkQueue
+from components.bus.work_queue import QueueLimits, WorkQueue
 from components.graph.schema import JobsSettings
 from components.jobs.book import ANY, Fences
 from components.jobs.frames import MAX_INLINE_BYTES
@@ -92,7 +93,7 @@ class Store:
         Raises:
             BusError: JetStream is away.
         """
-        return await self.queue.find(job_id)
+        return await self.queue.browse.find(job_id)
 
     async def payload(self, job: Job) -> bytes:
         """Return a job's payload, as it was submitted; nothing when it is kept no longer.

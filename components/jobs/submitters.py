@@ -4,14 +4,14 @@ import asyncio
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator
 
 import msgspec
 
 from components.bus.client import BusError, TooLongError
 from components.bus.jetstream import QueueFullError
 from components.jobs.book import ANY
-from components.jobs.held import Call, Held
+from components.jobs.calls import Calls, new_call
+from components.jobs.held import Held
 from components.jobs.metrics import Metrics
 from components.jobs.service import JobService
 from components.jobs.store import Store
@@ -25,22 +25,26 @@ from components.wire.errors import (
     NoWorkerError,
     OverloadedError,
     PenstockError,
-    WorkerFailedError,
 )
-from components.wire.jobs import Job, JobRecord, JobStatus
+from components.wire.jobs import JobRecord, JobStatus
 
 _RETRY_AFTER_S = 1.0
 _REMEMBERED = 1000
 
 
 class Submitters:
-    """The queue as its submitters see it."""
+    """The queue as its submitters see it.
+
+    Attributes:
+        calls: those who wait on the line.
+    """
 
     def __init__(self, store: Store, service: JobService, metrics: Metrics, hold_timeout_s: float) -> None:
         self._store = store
-        self._service = service
+        self._outcomes = service.outcomes
         self._dispatch = service.dispatch
         self._metrics = metrics
+        self.calls = Calls(service.dispatch, metrics, hold_timeout_s)
         self._hold_timeout_s = hold_timeout_s
         self._transient: OrderedDict[str, JobView] = OrderedDict()
 
@@ -71,8 +75,8 @@ class Submitters:
         return pending_view(job, payload, 0)
 
     def _submit_transient(self, job_id: str, config_id: str, payload: bytes) -> JobView:
-        call = self._call(stream=False)
-        held = self._enter(job_id, config_id, payload, call)
+        call = new_call(stream=False)
+        held = self.calls.enter(job_id, config_id, payload, call)
         view = held_view(held, payload)
         self._transient[job_id] = view
         while len(self._transient) > _REMEMBERED:
@@ -98,67 +102,7 @@ class Submitters:
             error=str(error) if error else None,
         )
         self._transient[held.job.id] = record_view(record, payload, b"" if error else answer.result(), "transient")
-        self._service.announce(held.job.id)
-
-    def _call(self, *, stream: bool) -> Call:
-        return Call(stream, asyncio.get_running_loop().create_future(), asyncio.Queue())
-
-    def _enter(self, job_id: str, config_id: str, payload: bytes, call: Call) -> Held:
-        """Take a transient job.
-
-        Raises:
-            NoWorkerError: nobody would do it.
-        """
-        if not self._dispatch.book.serving(config_id):
-            raise NoWorkerError(f"no worker for config {config_id} is connected", retry_after_s=_RETRY_AFTER_S)
-        self._metrics.submitted.labels("transient").inc()
-        held = Held(Job(job_id, config_id, time.time(), payload), "transient", call=call)
-        self._dispatch.enter(held)
-        return held
-
-    async def hold(self, config_id: str, payload: bytes) -> bytes:
-        """Have a job done, and return its result.
-
-        Raises:
-            NoWorkerError: nobody would do it.
-            WorkerFailedError: the worker cannot, or was lost too often.
-            DeadlineExceededError: it takes too long.
-        """
-        call = self._call(stream=False)
-        held = self._enter(secrets.token_hex(16), config_id, payload, call)
-        try:
-            async with asyncio.timeout(self._hold_timeout_s):
-                return await call.answer
-        except TimeoutError:
-            raise DeadlineExceededError(f"no result within {self._hold_timeout_s:g} s") from None
-        finally:
-            if not call.answer.done() or call.answer.cancelled():
-                self._dispatch.withdraw(held, "nobody waits for it any more")
-
-    async def hold_stream(self, config_id: str, payload: bytes) -> AsyncGenerator[bytes, None]:
-        """Have a job done, and yield OpenAI chunks as they come; from a worker that sends none, its whole result.
-
-        Raises:
-            PenstockError: as `hold`; after the first chunk, too.
-        """
-        call = self._call(stream=True)
-        held = self._enter(secrets.token_hex(16), config_id, payload, call)
-        end_s = asyncio.get_running_loop().time() + self._hold_timeout_s
-        try:
-            while True:
-                async with asyncio.timeout_at(end_s):
-                    chunk = await call.chunks.get()
-                if chunk is None:
-                    break
-                yield chunk
-            result = await call.answer
-            if not held.begun:
-                yield result
-        except TimeoutError:
-            raise DeadlineExceededError(f"no result within {self._hold_timeout_s:g} s") from None
-        finally:
-            if not call.answer.done():
-                self._dispatch.withdraw(held, "nobody waits for it any more")
+        self._outcomes.announce(held.job.id)
 
     # -- how jobs stand
 
@@ -170,7 +114,7 @@ class Submitters:
         """
         view = await self._look(job_id)
         if wait_s > 0 and view.status not in {JobStatus.COMPLETED, JobStatus.FAILED}:
-            await self._service.outcome(job_id, wait_s)
+            await self._outcomes.wait(job_id, wait_s)
             view = await self._look(job_id)
         return view
 
@@ -215,7 +159,7 @@ class Submitters:
             if status in {None, JobStatus.RUNNING, JobStatus.PENDING}:
                 views += [held_view(held, b"") for held in self._dispatch.held.values()]
                 here = {view.id for view in views}
-                stored = [each.message for each in await self._store.queue.stored(most)]
+                stored = [each.message for each in await self._store.queue.browse.oldest(most)]
                 views += [pending_view(job, b"", self._dispatch.attempts(job.id)) for job in stored if job.id not in here]
             if status in {None, JobStatus.COMPLETED, JobStatus.FAILED}:
                 done = [record_view(record, b"", b"") for record in await self._store.records.newest(most)]
@@ -265,26 +209,6 @@ class Submitters:
 def away(error: BusError) -> PenstockError:
     """Return a failure of the store as its client shall see it."""
     return NoWorkerError(f"the queue's store does not answer: {error}", retry_after_s=_RETRY_AFTER_S)
-
-
-def completion_in(result: bytes) -> dict[str, object]:
-    """Return the completion in a result, as OpenAI's chat completions answer.
-
-    Raises:
-        WorkerFailedError: the result holds none.
-    """
-    try:
-        completion = msgspec.json.decode(result)["completion"]
-        return {
-            "id": completion["id"],
-            "object": "chat.completion",
-            "created": int(time.time()),
-            "model": completion["model"],
-            "choices": completion["choices"],
-            "usage": completion.get("usage"),
-        }
-    except (msgspec.DecodeError, KeyError, TypeError) as error:
-        raise WorkerFailedError("the worker's result holds no completion") from error
 
 
 def _payload(submission: Submission) -> bytes:
