@@ -11,20 +11,21 @@ import asyncio
 import json
 import os
 import socket
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import uvloop
 from aiohttp import web
 
 from benchmarks.report import machine, show, spread, write_json
 from components.bus.server import NatsServerPlan
-from components.launch.child import kill_group, start_fresh
 
 PAYLOAD = {"messages": [{"role": "user", "content": "What is a penstock? " * 10}], "max_tokens": 4}
 CONCURRENCY = 64
@@ -67,7 +68,7 @@ async def running(workers: int, capacity: int) -> AsyncIterator[tuple[str, Stub,
         plan.write()
         os.environ.update(plan.environment)
         log = folder / "log"
-        nats = await start_fresh(plan.argv, os.environ, log)
+        nats = start(plan.argv, os.environ, log)
         settings = await plan.settings(nats.pid)
         stub = Stub()
         app = web.Application()
@@ -86,7 +87,7 @@ async def running(workers: int, capacity: int) -> AsyncIterator[tuple[str, Stub,
             f"name: bench\nmodel: none\nnats: {settings.url}\ncomponents: {{jobs: {{http_port: {port}, workers: 0}}}}\n"
         )
         argv = [sys.executable, "-m", "components.jobs", "--graph", str(graph), "--name", "jobs-0"]
-        processes = [nats, await start_fresh(argv, os.environ, log)]
+        processes = [nats, start(argv, os.environ, log)]
         for number in range(workers):
             environment = {
                 **os.environ,
@@ -99,7 +100,7 @@ async def running(workers: int, capacity: int) -> AsyncIterator[tuple[str, Stub,
                 "VLLM_PORT": str(engine_port),
             }
             argv = [sys.executable, "-m", "components.jobs.worker"]
-            processes.append(await start_fresh(argv, environment, log))
+            processes.append(start(argv, environment, log))
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", connector=connector) as http:
             try:
@@ -107,9 +108,17 @@ async def running(workers: int, capacity: int) -> AsyncIterator[tuple[str, Stub,
                 yield f"http://127.0.0.1:{port}", stub, http
             finally:
                 for process in processes[::-1]:
-                    kill_group(process.pid)
-                    await process.wait()
+                    process.kill()
+                    process.wait()
                 await runner.cleanup()
+
+
+def start(argv: Sequence[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a program that ends with this one, however this one ends."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", "--", *argv], env=environment, stdout=output, stderr=output
+        )
 
 
 async def until(http: aiohttp.ClientSession, condition: Any) -> Any:
@@ -196,7 +205,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    found = asyncio.run(measure(arguments))  # uvloop cannot start processes in groups of their own
+    found = uvloop.run(measure(arguments))
     starts = sorted(found["start_ms"])
     quantiles = {f"p{q}": starts[min(len(starts) - 1, len(starts) * q // 100)] for q in (50, 90, 99)}
     rows = [
