@@ -105,12 +105,17 @@ class JobService:
             older.send(Error(f"worker {frame.worker_id} has registered on another connection; this one is closed"))
             older.close("registered on another connection")
             self.dispatch.leave(frame.worker_id)
-        worker = Worker(frame.worker_id, frame.config_id, frame.capacity)
+        worker = Worker(frame.worker_id, frame.config_id, frame.capacity, silent=True)  # no jobs before those it has
         self._links[worker.id] = link
-        await self.dispatch.join(worker)
-        link.send(Registered(self._lease_s))
-        for running in frame.running:
-            await self._about(worker, link, running.job_id, running.fence_token)
+        try:
+            await self.dispatch.join(worker)
+            link.send(Registered(self._lease_s))
+            for running in frame.running:
+                await self._about(worker, link, running.job_id, running.fence_token)
+        except BaseException:  # its connection ends, or it must try again; nobody else would forget it
+            self.left(link, worker)
+            raise
+        worker.silent = False
         log.info("a worker is here", extra={"worker": worker.id, "config": worker.config_id, "capacity": worker.capacity})
         self.dispatch.wake()
         return worker

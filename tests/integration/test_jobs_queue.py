@@ -292,6 +292,22 @@ async def test_a_worker_that_connects_twice_lives_once(tmp_path: Path) -> None:
             await each.close()
 
 
+async def test_a_worker_that_leaves_while_it_registers_is_forgotten(tmp_path: Path) -> None:
+    """In whatever instant; no job waits for it."""
+    async with nats_server(tmp_path) as nats, job_queue(nats, max_attempts=100) as queue:
+        job_id = await queue.submit()
+        for number in range(12):
+            worker = await RawWorker.connect(queue)
+            running = [{"job_id": job_id, "fence_token": "1-1-x"}]
+            await worker.send("register", worker_id=f"w{number}", config_id=f"c{number}", capacity=1, running=running)
+            await asyncio.sleep(0.001 * number)
+            await worker.close()
+        await queue.until(lambda health: health["workers"] == 0)
+        worker = await RawWorker.register(queue)
+        assert (await worker.job(wait_s=30))["job_id"] == job_id
+        await worker.close()
+
+
 async def test_keys_open_two_doors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Submitters' and workers'; a wrong token is refused at the handshake."""
     monkeypatch.setenv("PENSTOCK_API_KEY", "submit")
