@@ -13,7 +13,7 @@ from types import ModuleType
 import msgspec
 
 from components.graph.schema import Graph, Settings
-from components.wire import errors, kv, messages, prefill, queueing, routing, subjects
+from components.wire import errors, jobs, kv, messages, prefill, queueing, routing, subjects
 
 HERE = Path(__file__).parent
 _HEAD = "<!-- Written by docs/generate.py from the code (`make docs`); do not edit. -->\n\n"
@@ -61,6 +61,7 @@ def _message_sections() -> Iterator[str]:
         ("Routing", routing),
         ("Prefill", prefill),
         ("Work queues", queueing),
+        ("Chat jobs", jobs),
     ):
         yield f"## {title}"
         yield from _messages_of(module)
@@ -97,6 +98,7 @@ def _settings_sections() -> Iterator[str]:
     yield (
         "A graph is one YAML file; `--set path=value` overrides any of these (`--set decode.replicas=4`). Unknown keys are "
         "refused. Secrets never stand in the file: `PENSTOCK_API_KEY` (keys clients must present, separated by commas), "
+        "`PENSTOCK_WORKER_KEY` (what job workers present), "
         "`PENSTOCK_NATS_TOKEN`, `PENSTOCK_NATS_USER` and `PENSTOCK_NATS_PASSWORD` come from the environment."
     )
     done: set[type] = set()

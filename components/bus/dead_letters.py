@@ -8,7 +8,7 @@ from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfi
 
 from components.bus.client import BusError
 from components.bus.delivery import Delivery
-from components.bus.jetstream import JetStream
+from components.bus.jetstream import MSG_ID, JetStream
 from components.wire.messages import decode, encode
 from components.wire.queueing import DeadLetter
 from components.wire.subjects import Subjects, stream_name
@@ -19,12 +19,11 @@ JOB = "Penstock-Job"
 class DeadLetters:
     """The dead letters of one queue."""
 
-    def __init__(self, jetstream: JetStream, subjects: Subjects, queue: str, timeout_s: float) -> None:
+    def __init__(self, jetstream: JetStream, subjects: Subjects, queue: str) -> None:
         self._jetstream = jetstream
         self._subjects = subjects
         self._queue = queue
         self._stream = stream_name(subjects.every_dead_letter(queue))
-        self._timeout_s = timeout_s
 
     async def keep(self, max_age_s: float, max_letters: int) -> None:
         """Make the stream that holds them, for `max_age_s` seconds; over `max_letters` the oldest go.
@@ -55,7 +54,7 @@ class DeadLetters:
         )
         once = f"{delivery.number}-{delivery.delivery}"
         subject = self._subjects.dead_letter(self._queue, delivery.id)
-        await self._jetstream.publish(subject, encode(letter), once, {}, self._timeout_s)
+        await self._jetstream.publish(subject, encode(letter), {MSG_ID: once})
 
     async def list(self, most: int = 100) -> list[DeadLetter]:
         """Return up to `most` dead letters, oldest first.
@@ -76,7 +75,7 @@ class DeadLetters:
         Raises:
             JetStreamAwayError: it does not answer.
         """
-        info = await self._jetstream.stream_info(self._stream, self._subjects.every_dead_letter(self._queue))
+        info = await self._jetstream.stream_info(self._stream)
         return info.state.messages
 
     async def drop(self, job_id: str) -> bool:
@@ -100,9 +99,9 @@ class DeadLetters:
         if (found := await self._find(job_id)) is None:
             return False
         seq, letter = found
-        subject = self._subjects.queue(self._queue, letter.lane)
+        subject = self._subjects.queued(self._queue, letter.lane, letter.id)
         again = f"{letter.id} again {seq}"  # the queue still remembers the id itself; a repeated redrive puts it once
-        await self._jetstream.publish(subject, letter.data, again, {JOB: letter.id}, self._timeout_s)
+        await self._jetstream.publish(subject, letter.data, {MSG_ID: again, JOB: letter.id})
         await self._jetstream.delete(self._stream, seq)
         return True
 

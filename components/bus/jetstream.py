@@ -1,6 +1,5 @@
 """What is asked of JetStream, and its refusals in penstock's words. Knows streams and consumers, not what they are for."""
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MSG_ID = "Nats-Msg-Id"
+_NONE_BEFORE = {"Nats-Expected-Last-Subject-Sequence": "0"}
+_OUT_OF_TURN = 10071  # a message was on the subject before
 _FULL = frozenset({10023, 10047, 10077})  # the server's codes for: no more room on the server, in the account, in the stream
 _EXISTS = 10058  # a stream of this name exists, with other settings
 
@@ -32,18 +33,22 @@ class QueueFullError(BusError):
     """There is no more room; nothing was put."""
 
 
+class AlreadyThereError(BusError):
+    """Something was stored there before; it stays."""
+
+
 class StreamState(msgspec.Struct, frozen=True):
     """What a stream holds.
 
     Attributes:
         messages: how many.
         first_ts: when the oldest of them came, by the server's clock.
-        subjects: messages a subject, where it was asked for.
+        last_seq: number of the newest of them.
     """
 
     messages: int
     first_ts: datetime
-    subjects: dict[str, int] = {}
+    last_seq: int
 
 
 class StreamInfo(msgspec.Struct, frozen=True):
@@ -102,16 +107,27 @@ class JetStream:
         with translated(f"consumer {config.durable_name} of {stream}"):
             await self.context.add_consumer(stream, config)
 
-    async def publish(self, subject: str, data: bytes, message_id: str, headers: dict[str, str], timeout_s: float) -> bool:
-        """Store `data`; returns False when a message with this id was stored within the duplicate window.
+    async def publish(self, subject: str, data: bytes, headers: dict[str, str]) -> bool:
+        """Store `data`; returns False when a message with its `MSG_ID` was stored within the duplicate window.
 
         Raises:
             QueueFullError: there is no room.
-            JetStreamAwayError: no answer within `timeout_s` seconds; it may have been stored all the same.
+            JetStreamAwayError: there is no connection; or no answer in time, then it may have been stored all the same.
         """
+        if not self._client.is_connected:  # else it would be sent when the connection is back, and nobody would know
+            raise JetStreamAwayError(f"cannot store on {subject}: NATS is away")
         with translated(f"cannot store on {subject}"):
-            ack = await self.context.publish(subject, data, timeout=timeout_s, headers={MSG_ID: message_id, **headers})
+            ack = await self.context.publish(subject, data, timeout=self._timeout_s, headers=headers)
         return not ack.duplicate
+
+    async def publish_first(self, subject: str, data: bytes) -> None:
+        """Store `data` as the only message ever on `subject`.
+
+        Raises:
+            AlreadyThereError: there is one.
+            JetStreamAwayError: no answer in time; it may have been stored all the same.
+        """
+        await self.publish(subject, data, _NONE_BEFORE)
 
     async def acknowledge(self, reply: str, verb: bytes) -> None:
         """Acknowledge a delivery, and wait until the server has taken it.
@@ -122,14 +138,13 @@ class JetStream:
         with translated("cannot acknowledge"):
             await self._client.request(reply, verb, timeout=self._timeout_s)
 
-    async def stream_info(self, stream: str, subject: str) -> StreamInfo:
-        """Return what `stream` holds, counting the messages on `subject`.
+    async def stream_info(self, stream: str) -> StreamInfo:
+        """Return what `stream` holds.
 
         Raises:
             JetStreamAwayError: it does not answer.
         """
-        body = json.dumps({"subjects_filter": subject}).encode()
-        return await self._info(f"$JS.API.STREAM.INFO.{stream}", body, StreamInfo)
+        return await self._info(f"$JS.API.STREAM.INFO.{stream}", StreamInfo)
 
     async def consumer_info(self, stream: str, consumer: str) -> ConsumerInfo:
         """Return how far `consumer` is.
@@ -137,7 +152,7 @@ class JetStream:
         Raises:
             JetStreamAwayError: it does not answer, or there is no such consumer.
         """
-        return await self._info(f"$JS.API.CONSUMER.INFO.{stream}.{consumer}", b"", ConsumerInfo)
+        return await self._info(f"$JS.API.CONSUMER.INFO.{stream}.{consumer}", ConsumerInfo)
 
     async def consumers(self, stream: str) -> list[str]:
         """Return the names of the consumers of `stream`.
@@ -172,9 +187,9 @@ class JetStream:
             except nats.js.errors.APIError as error:
                 log.debug("was deleted before", extra={"stream": stream, "seq": seq, "error": str(error)})
 
-    async def _info(self, subject: str, body: bytes, kind: type[T]) -> T:
+    async def _info(self, subject: str, kind: type[T]) -> T:
         with translated(subject):
-            reply = await self._client.request(subject, body, timeout=self._timeout_s)
+            reply = await self._client.request(subject, timeout=self._timeout_s)
         try:
             return msgspec.json.decode(reply.data, type=kind)
         except msgspec.DecodeError:  # an error has none of the fields
@@ -186,6 +201,7 @@ def translated(what: str) -> Iterator[None]:
     """Raise nats-py's errors as ours.
 
     Raises:
+        AlreadyThereError: what should be the first on its subject is not.
         QueueFullError: there is no room.
         JetStreamAwayError: no answer, or nobody to answer.
         BusError: any other refusal.
@@ -193,6 +209,8 @@ def translated(what: str) -> Iterator[None]:
     try:
         yield
     except nats.js.errors.APIError as error:
+        if error.err_code == _OUT_OF_TURN:
+            raise AlreadyThereError(f"{what}: there is one already") from error
         if error.err_code in _FULL:
             raise QueueFullError(f"{what}: {error.description}") from error
         if isinstance(error, nats.js.errors.ServiceUnavailableError):

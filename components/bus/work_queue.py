@@ -15,10 +15,11 @@ import msgspec
 from nats.errors import Error as NatsError
 from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 
+from components.bus.browse import Browse
 from components.bus.client import Bus, BusError
 from components.bus.dead_letters import JOB, DeadLetters
 from components.bus.delivery import Delivery
-from components.bus.jetstream import MSG_ID, JetStream, JetStreamAwayError
+from components.bus.jetstream import MSG_ID, JetStream
 from components.bus.pull import Arrived, Pull, PullBroken
 from components.wire.messages import Message, decode
 from components.wire.subjects import Subjects, name_of, stream_name, token
@@ -77,6 +78,7 @@ class WorkQueue(Generic[M]):
 
     Attributes:
         dead: its dead letters.
+        browse: its jobs, for looking.
     """
 
     def __init__(
@@ -87,17 +89,16 @@ class WorkQueue(Generic[M]):
         self._kind = kind
         self._limits = limits
         self._name, self._lane = name, lane
-        self._subject = subjects.queue(name, lane)
-        self._stream = stream_name(subjects.every_lane(name))
+        self._stream = stream_name(subjects.queue(name))
         self._consumer = token(lane)
-        self._timeout_s = timeout_s
         self._jetstream = JetStream(bus, timeout_s)
         self._pull = Pull(bus.client, self._stream, self._consumer)
         self._takes = False
         self._on_dead: OnDead | None = None
         self._state: tuple[QueueState, float] | None = None
         self._patience_s = 0.0
-        self.dead = DeadLetters(self._jetstream, subjects, name, timeout_s)
+        self.dead = DeadLetters(self._jetstream, subjects, name)
+        self.browse = Browse(self._jetstream, subjects, name, kind)
 
     @classmethod
     async def open(
@@ -130,12 +131,13 @@ class WorkQueue(Generic[M]):
         bus.on_reconnect(queue._reconnected)
         return queue
 
-    async def put(self, message: M, job_id: str) -> bool:
+    async def put(self, message: M, job_id: str, lane: str | None = None) -> bool:
         """Store a job; returns when the server has it. To be repeated with the same id when the outcome is unknown.
 
         Args:
             message: the job.
             job_id: printable ASCII, unique to it: of two puts with one id within two minutes the second stores nothing.
+            lane: where to put it, if not into this one.
 
         Returns:
             False when the id was put before.
@@ -149,8 +151,9 @@ class WorkQueue(Generic[M]):
         if not (job_id.isascii() and job_id.isprintable() and job_id.strip() == job_id != ""):
             raise ValueError(f"a job's id must be printable ASCII, not {job_id[:100]!r}")
         data = self._bus.encode(message)
-        new = await self._jetstream.publish(self._subject, data, job_id, {JOB: job_id}, self._timeout_s)
-        if new and self._state is not None:
+        subject = self._subjects.queued(self._name, lane or self._lane, job_id)
+        new = await self._jetstream.publish(subject, data, {MSG_ID: job_id, JOB: job_id})
+        if new and lane in {None, self._lane} and self._state is not None:
             state, at_s = self._state
             self._state = msgspec.structs.replace(state, waiting=state.waiting + 1), at_s
         return new
@@ -193,15 +196,14 @@ class WorkQueue(Generic[M]):
         """Return how the lane stands now; costs two small requests to the server.
 
         Raises:
-            JetStreamAwayError: it does not answer.
+            BusError: it does not answer.
         """
-        info = await self._jetstream.stream_info(self._stream, self._subject)
-        here, age_s = info.state.subjects.get(self._subject, 0), (info.ts - info.state.first_ts).total_seconds()
+        if not self._takes:
+            await self._keep_consumer()
+        info = await self._jetstream.stream_info(self._stream)
+        consumer = await self._jetstream.consumer_info(self._stream, self._consumer)
+        age_s = (info.ts - info.state.first_ts).total_seconds()
         oldest_age_s = max(0.0, age_s) if info.state.messages else 0.0
-        try:
-            consumer = await self._jetstream.consumer_info(self._stream, self._consumer)
-        except JetStreamAwayError:  # nobody has taken from this lane yet
-            return QueueState(here, 0, oldest_age_s, 0)
         return QueueState(consumer.num_pending, consumer.num_ack_pending, oldest_age_s, consumer.num_waiting)
 
     async def watch(self, every_s: float) -> None:
@@ -243,7 +245,7 @@ class WorkQueue(Generic[M]):
         limits = self._limits
         config = StreamConfig(
             name=self._stream,
-            subjects=[self._subjects.every_lane(self._name)],
+            subjects=[self._subjects.queue(self._name)],
             retention=RetentionPolicy.WORK_QUEUE,
             storage=StorageType.FILE,
             discard=DiscardPolicy.NEW,
@@ -258,7 +260,7 @@ class WorkQueue(Generic[M]):
     async def _keep_consumer(self) -> None:
         config = ConsumerConfig(
             durable_name=self._consumer,
-            filter_subject=self._subject,
+            filter_subject=self._subjects.lane(self._name, self._lane),
             ack_policy=AckPolicy.EXPLICIT,
             ack_wait=self._limits.lease_s,
             max_deliver=-1,  # the taker buries; the server would only stop delivering, and keep the job for ever

@@ -8,10 +8,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from components.graph.schema import Graph, LMCache, Nats, Settings, SimEngine, VllmEngine
+from components.graph.schema import Graph, JobsSettings, LMCache, Nats, Settings, SimEngine, VllmEngine
 
 MAX_REPLICAS = 4096  # of one component; more are a slip of the finger
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_JOB_CONFIG = re.compile(r"[A-Za-z0-9_.:@-]{1,128}")
 _NATS_SCHEMES = ("nats", "tls", "ws", "wss")
 
 
@@ -27,6 +28,8 @@ def mistakes(graph: Graph) -> Iterator[str]:
     if (silence_s := graph.supervision.silence_timeout_s) <= 1:
         yield f"supervision.silence_timeout_s: must be more than 1, statuses come so often, not {silence_s}"
     yield from _disaggregation(graph)
+    if graph.components.jobs is not None:
+        yield from _jobs(graph.components.jobs)
     for component, settings in (("decode", graph.components.decode), ("prefill", graph.components.prefill)):
         if settings is None or settings.engine is None:
             continue
@@ -107,6 +110,23 @@ def _replicas(graph: Graph) -> Iterator[str]:
         settings = getattr(graph.components, name)
         if settings is not None and settings.replicas > MAX_REPLICAS:
             yield f"components.{name}.replicas: must be at most {MAX_REPLICAS}, not {settings.replicas}"
+
+
+def _jobs(jobs: JobsSettings) -> Iterator[str]:
+    path = "components.jobs"
+    if jobs.replicas > 1:
+        yield f"{path}.replicas: must be 0 or 1, not {jobs.replicas}; one queue gives out all jobs"
+    if not 0 < jobs.http_port < 65536:
+        yield f"{path}.http_port: must be 1 to 65535, not {jobs.http_port}"
+    if not 0 <= jobs.workers <= MAX_REPLICAS:
+        yield f"{path}.workers: must be 0 to {MAX_REPLICAS}, not {jobs.workers}"
+    if not _JOB_CONFIG.fullmatch(jobs.config_id):
+        yield f"{path}.config_id: must be 1 to 128 letters, digits and `-_.:@`, not {jobs.config_id[:100]!r}"
+    for name in ("lease_s", "hold_timeout_s", "keep_s"):
+        if getattr(jobs, name) < 1:
+            yield f"{path}.{name}: must be at least 1 second, not {getattr(jobs, name)}"
+    yield from _at_least(jobs, path, worker_capacity=1, max_attempts=1, max_jobs=1)
+    yield from _at_least(jobs, path, max_body_bytes=1, max_queue_bytes=1, max_kept_bytes=1)
 
 
 def _nats(nats: str | Nats) -> Iterator[str]:

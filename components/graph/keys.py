@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from components.wire.errors import InvalidApiKeyError
 
 ENVIRONMENT = "PENSTOCK_API_KEY"
+WORKER_ENVIRONMENT = "PENSTOCK_WORKER_KEY"
 
 
 class ApiKeys:
@@ -18,10 +19,20 @@ class ApiKeys:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "ApiKeys":
         """Return the keys in PENSTOCK_API_KEY, separated by commas."""
-        return cls([key.strip() for key in environment.get(ENVIRONMENT, "").split(",") if key.strip()])
+        return cls(_keys_in(environment, ENVIRONMENT))
+
+    @classmethod
+    def of_workers(cls, environment: Mapping[str, str] = os.environ) -> "ApiKeys":
+        """Return the keys in PENSTOCK_WORKER_KEY, which job workers show; the others' keys where it is not set."""
+        return cls(_keys_in(environment, WORKER_ENVIRONMENT) or _keys_in(environment, ENVIRONMENT))
 
     def __bool__(self) -> bool:
         return bool(self._keys)
+
+    @property
+    def first(self) -> str | None:
+        """The key to show to a server; None without keys."""
+        return self._keys[0].decode() if self._keys else None
 
     @property
     def authorization(self) -> dict[str, str]:
@@ -42,3 +53,7 @@ class ApiKeys:
         if scheme.lower() != "bearer" or not any(matches):
             raise InvalidApiKeyError("an API key is needed: Authorization: Bearer KEY")
         return offered.decode()
+
+
+def _keys_in(environment: Mapping[str, str], variable: str) -> list[str]:
+    return [key.strip() for key in environment.get(variable, "").split(",") if key.strip()]

@@ -162,7 +162,7 @@ def _check_parts(graph: Graph) -> None:
     alone = graph.nats == "embedded"
     if alone and graph.host:
         raise GraphError("host: is for a graph on several machines, which needs a NATS server of yours; set nats")
-    if alone and graph.components.decode is None:
+    if alone and graph.components.decode is None and not graph.only_queues:
         raise GraphError("components.decode: is missing; a graph needs workers")
     replicas = {
         name: settings.replicas

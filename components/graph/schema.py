@@ -125,6 +125,26 @@ class RouterSettings(Settings, frozen=True):
         return self.policy == "kv"
 
 
+class JobsSettings(Settings, frozen=True):
+    """Chat jobs: a durable queue at a port of its own, and workers that run them against this graph's endpoint."""
+
+    replicas: int = 1  # queue servers: one, or 0 where another machine's part of the graph runs it
+    http_host: str = "127.0.0.1"  # address of the queue's HTTP and WebSocket server
+    http_port: int = 8788  # its TCP port
+    public_url: str | None = None  # where workers reach it, for links in frames; default: as they address it
+    workers: int = 1  # job workers this machine runs beside the queue
+    worker_capacity: int = 16  # jobs each of them runs at a time
+    config_id: str = "default"  # the jobs they take, beside those without a config
+    lease_s: float = 30.0  # a worker silent for so long loses its job to another
+    max_attempts: int = 5  # a job given to so many workers and never finished fails, and is kept as a dead letter
+    hold_timeout_s: float = 300.0  # a held call or a transient job without a result by then gets 504
+    max_body_bytes: int = 32 * 1024 * 1024  # longest submission or result
+    max_jobs: int = 1_000_000  # unfinished jobs; more are refused with 429
+    max_queue_bytes: int = 8 * 1024**3  # of unfinished jobs on disk; more are refused with 429
+    keep_s: float = 7 * 86400.0  # how long finished jobs, their results and dead letters are kept
+    max_kept_bytes: int = 8 * 1024**3  # of finished jobs on disk; the oldest go
+
+
 class Components(Settings, frozen=True):
     """Which processes the graph consists of."""
 
@@ -132,6 +152,7 @@ class Components(Settings, frozen=True):
     router: RouterSettings | None = None  # chooses workers by their KV; without it processors choose by load
     decode: DecodeSettings | None = None  # decode workers
     prefill: PrefillSettings | None = None  # prefill workers; they need `lmcache`
+    jobs: JobsSettings | None = None  # chat jobs: queue and job workers
 
 
 class Kv(Settings, frozen=True):
@@ -204,6 +225,13 @@ class Graph(Settings, frozen=True):
     def disaggregated(self) -> bool:
         """Whether decode workers may leave prompts to prefill workers."""
         return self.components.prefill is not None
+
+    @property
+    def only_queues(self) -> bool:
+        """Whether there is nothing in it but a job queue, whose workers come from elsewhere."""
+        parts, jobs = self.components, self.components.jobs
+        others = any(getattr(parts, name) is not None for name in parts.__struct_fields__ if name != "jobs")
+        return jobs is not None and not jobs.workers and not others
 
     def process_name(self, component: str, index: int) -> str:
         """Return the name of a process, unique in all parts of the graph: ``decode-0``, or ``decode-a-0`` on host a."""

@@ -14,6 +14,7 @@ from components.graph.load import GraphError, dump_graph, load_graph
 from components.graph.schema import Graph
 from components.launch.disagg_cli import disagg
 from components.launch.flags import ServeFlags, engine_args_from, graph_from_flags, without_option
+from components.launch.jobs_cli import job_worker, jobs_app, queue_graph
 from components.launch.launch import LaunchError, prepare, run_here, run_in_background, stop_graph
 from components.launch.plan import Plan
 from components.launch.queue_cli import queue_app
@@ -33,6 +34,8 @@ app = typer.Typer(
 app.add_typer(router_app, name="router")
 app.add_typer(queue_app, name="queue")
 app.command()(disagg)
+app.add_typer(jobs_app, name="jobs")
+app.command("job-worker")(job_worker)
 
 GraphFile = Annotated[Path, typer.Argument(metavar="GRAPH.yaml", help="The graph, such as graphs/agg.yaml.")]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Change a setting; may be repeated.")]
@@ -125,6 +128,27 @@ def serve(
         run_in_foreground(plan_or_fail(graph))
 
 
+@queue_app.command("serve")
+def serve_jobs(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port for submitters and workers.")] = 8788,
+    nats: Annotated[str, typer.Option(help="A NATS server with JetStream of yours; default: one of its own.")] = "embedded",
+    name: Annotated[str, typer.Option(help="Keeps several queues apart; its jobs stay under this name.")] = "queue",
+    overrides: Overrides = [],  # noqa: B006 typer copies it
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and start nothing.")] = False,
+) -> None:
+    """Run a job queue alone; workers come from elsewhere. In a graph it is `components.jobs`."""
+    try:
+        graph = queue_graph(name, host, port, nats, overrides)
+    except GraphError as error:
+        fail(str(error))
+    plan = plan_or_fail(graph)
+    if dry_run:
+        show_plan(plan)
+    else:
+        run_in_foreground(plan)
+
+
 def _hide(api_key: str) -> NoReturn:
     """Become the same command with the key in the environment: everybody on the machine can read command lines."""
     if not api_key.strip(" ,"):
@@ -202,7 +226,7 @@ def run_in_foreground(plan: Plan) -> None:
         progress.show(state)
         if state.phase is GraphPhase.READY and not ready:
             ready = True
-            typer.echo(welcome(state, with_key=API_KEY in os.environ))
+            typer.echo(_welcome(plan, state))
             typer.echo(f"Ctrl-C stops it. Elsewhere: penstock ps, penstock logs {state.graph}, penstock down {state.graph}")
             sys.stdout.flush()
 
@@ -224,8 +248,16 @@ def _run_detached(plan: Plan, command: list[str]) -> None:
         fail(str(error), error.exit_code)
     finally:
         progress.close()
-    typer.echo(welcome(state, with_key=API_KEY in os.environ))
+    typer.echo(_welcome(plan, state))
     typer.echo(f"It runs in the background. penstock ps, penstock logs {state.graph}, penstock down {state.graph}")
+
+
+def _welcome(plan: Plan, state: GraphState) -> str:
+    jobs = plan.graph.components.jobs
+    queue = f"\n{state.graph} takes jobs at http://{jobs.http_host}:{jobs.http_port}/jobs" if jobs and jobs.replicas else ""
+    if plan.graph.only_queues:
+        return f"{queue}; it is ready after {state.ready_after_s or 0:.1f} s\n"
+    return welcome(state, with_key=API_KEY in os.environ) + (f"{queue}\n" if queue else "")
 
 
 def plan_or_fail(graph: Graph) -> Plan:

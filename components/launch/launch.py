@@ -60,7 +60,8 @@ def prepare(graph: Graph) -> Plan:
         if graph.nats == "embedded":
             find_nats_server()
         plan = make_plan(graph, look(wanted_ports(graph)))
-        model_folder(graph.model)
+        if not graph.only_queues:
+            model_folder(graph.model)
     except (PlanError, ModelError, NatsServerError) as error:
         raise LaunchError(str(error)) from error
     return plan

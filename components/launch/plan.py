@@ -19,7 +19,7 @@ class ProcessSpec(msgspec.Struct, frozen=True):
 
     Attributes:
         name: unique in the graph, such as ``decode-0``.
-        component: ``nats``, ``processor``, ``router``, ``lmcache``, ``decode``, ``prefill``.
+        component: ``nats``, ``processor``, ``router``, ``lmcache``, ``decode``, ``prefill``, ``jobs``, ``job-worker``.
         module: run as ``python -m <module> --graph FILE --name <name>``; empty for nats-server.
         environment: variables for this process alone.
         warm: forked from a process that has vLLM imported already.
@@ -70,10 +70,10 @@ def make_plan(graph: Graph, machine: Machine) -> Plan:
         PlanError: a port is taken or open to strangers, there are too few GPUs, or a setting is not for this machine.
     """
     _check_ports(graph, machine)
-    _check_router_host(graph, machine)
+    _check_hosts(graph, machine)
     _check_kv_and_keys(graph, machine)
     processes = [NATS] if graph.nats == "embedded" else []
-    processes += [*_processors(graph), *_routers(graph), *_lmcache(graph), *_workers(graph, machine)]
+    processes += [*_processors(graph), *_routers(graph), *_lmcache(graph), *_workers(graph, machine), *_jobs(graph)]
     return Plan(graph, tuple(processes))
 
 
@@ -87,6 +87,7 @@ def wanted_ports(graph: Graph) -> dict[int, Listener]:
     wanted = [(spec, port, "router.http_port") for spec in _routers(graph) for port in spec.ports]
     for spec in _lmcache(graph):
         wanted += [(spec, port, f"lmcache.{name}") for port, name in zip(spec.ports, ("port", "http_port"), strict=False)]
+    wanted += [(spec, port, "jobs.http_port") for spec in _jobs(graph) for port in spec.ports]
     for spec, port, setting in wanted:
         if port in ports:
             raise PlanError(f"{setting}: {port} is wanted twice, by {spec.name} and as {ports[port].setting}")
@@ -101,14 +102,19 @@ def _check_ports(graph: Graph, machine: Machine) -> None:
             raise PlanError(f"{setting}: {port} is taken by {holder}; choose another with --set {setting}=PORT")
 
 
-def _check_router_host(graph: Graph, machine: Machine) -> None:
-    """Refuse to show what the router knows, and to let it be reset, to everybody who can reach this machine."""
-    router = graph.components.router
-    if router is not None and router.replicas and not machine.api_keys and not _is_loopback(router.http_host):
-        raise PlanError(
-            f"components.router.http_host: {router.http_host} is open to other machines, and {ENVIRONMENT} is not set; "
-            "set it, or keep to 127.0.0.1"
-        )
+def _check_hosts(graph: Graph, machine: Machine) -> None:
+    """Refuse to show what a router or a queue knows, and to let it be changed, to everybody who can reach this machine."""
+    router, jobs = graph.components.router, graph.components.jobs
+    hosts = {
+        "router": router.http_host if router and router.replicas else None,
+        "jobs": jobs.http_host if jobs and jobs.replicas else None,
+    }
+    for component, host in hosts.items():
+        if host is not None and not machine.api_keys and not _is_loopback(host):
+            raise PlanError(
+                f"components.{component}.http_host: {host} is open to other machines, and {ENVIRONMENT} is not set; "
+                "set it, or keep to 127.0.0.1"
+            )
 
 
 def _check_kv_and_keys(graph: Graph, machine: Machine) -> None:
@@ -143,6 +149,17 @@ def _routers(graph: Graph) -> Iterator[ProcessSpec]:
         ports = (settings.http_port + index,)
         name = graph.process_name("router", index)
         yield ProcessSpec(name, "router", "components.router", ports=ports, host=settings.http_host)
+
+
+def _jobs(graph: Graph) -> Iterator[ProcessSpec]:
+    settings = graph.components.jobs
+    if settings is None:
+        return
+    for index in range(settings.replicas):
+        name = graph.process_name("jobs", index)
+        yield ProcessSpec(name, "jobs", "components.jobs", ports=(settings.http_port,), host=settings.http_host)
+    for index in range(settings.workers):
+        yield ProcessSpec(graph.process_name("job-worker", index), "job-worker", "components.jobs.graph_worker")
 
 
 def _lmcache(graph: Graph) -> Iterator[ProcessSpec]:

@@ -1,4 +1,7 @@
-"""``penstock queue …``: how a graph's work queues stand, and what to do with jobs that nobody could do."""
+"""``penstock queue …``: how a graph's work queues stand, and what to do with jobs that nobody could do.
+
+Running a job queue (``serve``) is added by `cli`, which knows how to run things.
+"""
 
 import sys
 import time
@@ -19,20 +22,24 @@ from components.launch.views import make_table
 from components.wire.queueing import DeadLetter
 from components.worker.prefill_queue import QUEUE, open_prefill_queue
 
+_OF_SERVE = frozenset({"--host", "--port", "--nats", "--name", "--set", "--dry-run"})
 
-class _ShowByDefault(TyperGroup):
-    """``penstock queue [NAME]`` is ``penstock queue show [NAME]``; of a graph named like a command say the latter."""
+
+class _WithDefaults(TyperGroup):
+    """``penstock queue`` runs a job queue (``serve``); ``penstock queue NAME`` is ``penstock queue show NAME``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the command line."""
-        if not args or (args[0] not in self.commands and args[0] != "--help"):
+        """Read the command line; of a graph named like a command say ``show NAME``."""
+        if not args or args[0].partition("=")[0] in _OF_SERVE:
+            args = ["serve", *args]
+        elif args[0] not in self.commands and args[0] != "--help":
             args = ["show", *args]
         return super().parse_args(ctx, args)
 
 
 queue_app = typer.Typer(
-    cls=_ShowByDefault,
-    help="Show a graph's work queues (`penstock queue [NAME]`), and jobs that nobody could do.",
+    cls=_WithDefaults,
+    help="Run a job queue (`penstock queue`); show a graph's work queues, and jobs that nobody could do.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -42,7 +49,7 @@ JobId = Annotated[str, typer.Argument(metavar="JOB_ID", help="As `penstock queue
 
 
 class LaneView(msgspec.Struct, frozen=True):
-    """One lane of one queue, as ``penstock queue --json`` shows it.
+    """One lane of one queue, as ``penstock queue show --json`` shows it.
 
     Attributes:
         queue: its name.
@@ -77,7 +84,7 @@ class DeadView(msgspec.Struct, frozen=True):
 
 @queue_app.command()
 def show(name: Name = None, as_json: AsJson = False) -> None:
-    """Show what waits, what is under way and how old it is; the default command."""
+    """Show what waits, what is under way and how old it is."""
     lanes = ask_graph(_state(name), see_lanes)
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(lanes), indent=2))

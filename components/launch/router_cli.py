@@ -3,17 +3,14 @@
 import json
 import sys
 import urllib.error
-import urllib.request
-from http import HTTPStatus
 from typing import Annotated, Any
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from components.graph.keys import ENVIRONMENT, ApiKeys
 from components.graph.load import GraphError, load_graph
+from components.launch.ask import fetch, refusal
 from components.launch.state import GraphState, StateFolder
 from components.launch.target import Name, fail, one_state
 from components.launch.views import make_table
@@ -136,9 +133,9 @@ def _ask_all(state: GraphState, path: str, body: Any = None, most: int = 64) -> 
     reason = ""
     for url in router_urls(state.graph):
         try:
-            answers.append(_fetch(url + path, body, _TIMEOUT_S))
+            answers.append(fetch(url + path, body, _TIMEOUT_S))
         except urllib.error.HTTPError as error:
-            fail(_refusal(error), exit_code=1)
+            fail(refusal(error, "the router"), exit_code=1)
         except OSError as error:
             reason = f"no router answers: {url}: {getattr(error, 'reason', error)}"
         if len(answers) == most:
@@ -176,27 +173,10 @@ def trusts(graph_name: str) -> dict[str, str]:
     """Return how far a router of a launched graph trusts each worker's KV events; empty when none answers at once."""
     for url in router_urls(graph_name):
         try:
-            return {each["name"]: each["trust"] for each in _fetch(f"{url}/workers", None, 0.5)["workers"]}
+            return {each["name"]: each["trust"] for each in fetch(f"{url}/workers", None, 0.5)["workers"]}
         except OSError:
             continue
     return {}
-
-
-def _fetch(url: str, body: Any, timeout_s: float) -> Any:
-    data = None if body is None else json.dumps(body).encode()
-    headers = {"Content-Type": "application/json", **ApiKeys.from_environment().authorization}
-    request = urllib.request.Request(url, data, headers)  # noqa: S310 our own http URLs
-    with urllib.request.urlopen(request, timeout=timeout_s) as response:  # noqa: S310 see above
-        return msgspec.json.decode(response.read())
-
-
-def _refusal(error: urllib.error.HTTPError) -> str:
-    if error.code == HTTPStatus.UNAUTHORIZED:
-        return f"the router wants an API key; set {ENVIRONMENT} as it was set for the graph"
-    try:
-        return str(msgspec.json.decode(error.read())["error"]["message"])
-    except (msgspec.DecodeError, KeyError, TypeError):
-        return f"the router answers {error.code}"
 
 
 def _show(answer: Any, table: Table, as_json: bool) -> None:

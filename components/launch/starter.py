@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from components.bus.server import NatsServerPlan
 from components.engine.warm import WarmPool, WarmStartError
-from components.graph.keys import ENVIRONMENT
+from components.graph.keys import ENVIRONMENT, WORKER_ENVIRONMENT
 from components.graph.load import dump_graph
 from components.graph.schema import Nats
 from components.launch.child import Child, start_fresh
@@ -22,8 +22,13 @@ from components.launch.guard import RUN_VARIABLE, sweep
 from components.launch.plan import NATS, Plan, ProcessSpec
 from components.launch.state import StateFolder
 
-_CHECK_KEYS = frozenset({"processor", "router"})
-"""Components whose HTTP servers ask for API keys."""
+_KEYS = {
+    "processor": (ENVIRONMENT,),
+    "router": (ENVIRONMENT,),
+    "jobs": (ENVIRONMENT, WORKER_ENVIRONMENT),
+    "job-worker": (ENVIRONMENT, WORKER_ENVIRONMENT),
+}
+"""The keys that components need, because their HTTP servers ask for them or because they show them to others'."""
 
 
 class StartError(Exception):
@@ -52,7 +57,7 @@ class Starter:
     def _make_environment(self) -> dict[str, str]:
         """Return what all processes get: ours, the run's name, and the embedded server's token instead of other secrets.
 
-        API keys are only for those that check them; see `start`.
+        Keys are only for those that need them; see `start`.
         """
         if self.nats:
             for name in ("PENSTOCK_NATS_USER", "PENSTOCK_NATS_PASSWORD"):
@@ -82,8 +87,9 @@ class Starter:
         """
         log = self._folder.log(spec.name)
         environment = {**self._environment, **spec.environment}
-        if spec.component in _CHECK_KEYS and ENVIRONMENT in os.environ:
-            environment[ENVIRONMENT] = os.environ[ENVIRONMENT]
+        for variable in _KEYS.get(spec.component, ()):
+            if variable in os.environ:
+                environment[variable] = os.environ[variable]
         arguments = ["--graph", str(self._folder.graph_file), "--name", spec.name]
         try:
             if spec is NATS and self.nats:
@@ -118,4 +124,4 @@ class Starter:
 
 
 def _without_keys() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name != ENVIRONMENT}
+    return {name: value for name, value in os.environ.items() if name not in {ENVIRONMENT, WORKER_ENVIRONMENT}}

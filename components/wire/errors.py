@@ -19,9 +19,11 @@ class ErrorCode(StrEnum):
     MODEL_NOT_FOUND = "model_not_found"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
+    CONFLICT = "conflict"
     REQUEST_TIMEOUT = "request_timeout"
     BODY_TOO_LARGE = "body_too_large"
     OVERLOADED = "overloaded"
+    WORKER_FAILED = "worker_failed"
     NO_WORKER = "no_worker"
     WORKER_LOST = "worker_lost"
     DEADLINE_EXCEEDED = "deadline_exceeded"
@@ -37,10 +39,12 @@ HTTP_STATUS: dict[ErrorCode, int] = {
     ErrorCode.NOT_FOUND: 404,
     ErrorCode.METHOD_NOT_ALLOWED: 405,
     ErrorCode.REQUEST_TIMEOUT: 408,
+    ErrorCode.CONFLICT: 409,
     ErrorCode.BODY_TOO_LARGE: 413,
     ErrorCode.OVERLOADED: 429,
     ErrorCode.CANCELLED: 499,
     ErrorCode.INTERNAL: 500,
+    ErrorCode.WORKER_FAILED: 502,
     ErrorCode.NO_WORKER: 503,
     ErrorCode.WORKER_LOST: 503,
     ErrorCode.DEADLINE_EXCEEDED: 504,
@@ -115,6 +119,18 @@ class MethodNotAllowedError(PenstockError):
     code = ErrorCode.METHOD_NOT_ALLOWED
 
 
+class ConflictError(PenstockError):
+    """What the request would make is there already, or does not stand as the request takes it to."""
+
+    code = ErrorCode.CONFLICT
+
+
+class WorkerFailedError(PenstockError):
+    """The worker that had the request answered that it cannot do it."""
+
+    code = ErrorCode.WORKER_FAILED
+
+
 class RequestTimeoutError(PenstockError):
     """The client began to send a request and did not end in time."""
 
@@ -167,6 +183,8 @@ _BY_CODE: dict[ErrorCode, type[PenstockError]] = {
         ModelNotFoundError,
         NotFoundError,
         MethodNotAllowedError,
+        ConflictError,
+        WorkerFailedError,
         RequestTimeoutError,
         BodyTooLargeError,
         OverloadedError,

@@ -26,8 +26,8 @@ def token(name: str) -> str:
 
 
 def stream_name(subject: str) -> str:
-    """Return the name of the JetStream stream that keeps the messages on `subject`, which ends in ``*``."""
-    return subject.removesuffix(".*").replace(".", "_")
+    """Return the name of the JetStream stream that keeps the messages on `subject`, which ends in ``*`` or ``>``."""
+    return subject.removesuffix(".*").removesuffix(".>").replace(".", "_")
 
 
 class Subjects:
@@ -112,13 +112,21 @@ class Subjects:
         """`DisaggChange` to every decode worker; each answers with its `DisaggRules`."""
         return f"{self._prefix}.disagg"
 
-    def queue(self, name: str, lane: str) -> str:
-        """Jobs of one lane of a work queue; a JetStream stream keeps them until they are done."""
-        return f"{self._prefix}.queue.{token(name)}.{token(lane)}"
+    def queued(self, name: str, lane: str, job_id: str) -> str:
+        """One job of one lane of a work queue; a JetStream stream keeps it until it is done."""
+        return f"{self._prefix}.queue.{token(name)}.{token(lane)}.{token(job_id)}"
 
-    def every_lane(self, name: str) -> str:
-        """Jobs of every lane of a work queue."""
-        return f"{self._prefix}.queue.{token(name)}.*"
+    def lane(self, name: str, lane: str) -> str:
+        """Every job of one lane of a work queue."""
+        return f"{self._prefix}.queue.{token(name)}.{token(lane)}.*"
+
+    def job(self, name: str, job_id: str) -> str:
+        """One job of a work queue, in whichever lane it is."""
+        return f"{self._prefix}.queue.{token(name)}.*.{token(job_id)}"
+
+    def queue(self, name: str) -> str:
+        """Every job of a work queue."""
+        return f"{self._prefix}.queue.{token(name)}.>"
 
     def dead_letter(self, name: str, job_id: str) -> str:
         """`DeadLetter` of one job of a work queue; a JetStream stream keeps the last one of each job."""
@@ -127,3 +135,7 @@ class Subjects:
     def every_dead_letter(self, name: str) -> str:
         """`DeadLetter` of every job of a work queue."""
         return f"{self._prefix}.dead.{token(name)}.*"
+
+    def bucket(self, name: str) -> str:
+        """Return the name of a JetStream key-value bucket or object store; `name` is letters and digits."""
+        return f"{self._prefix}.{token(name)}".replace(".", "_")

@@ -120,7 +120,7 @@ def test_a_graph_without_prefill_workers_says_so(tmp_path_factory: pytest.TempPa
     graph = Launched.up(tmp_path_factory.mktemp("state"), "graphs/agg_sim.yaml")
     try:
         graph.wait_ready(60)
-        for words in (["disagg"], ["queue"], ["queue", "dead"]):
+        for words in (["disagg"], ["queue", "show"], ["queue", "dead"]):
             done = graph.run(*words)
             assert done.returncode == 1
             assert done.stderr.startswith("graph agg_sim has no prefill workers")

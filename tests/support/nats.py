@@ -10,6 +10,7 @@ from typing import Self
 
 from components.bus.server import NatsServerPlan
 from components.graph.schema import Nats
+from components.launch.child import start_fresh
 
 
 @asynccontextmanager
@@ -65,8 +66,9 @@ class RestartableNats:
     async def start(self) -> None:
         """Start it; the port stays the same from the first time on."""
         self._plan.write()
-        with (self._folder / "log").open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(*self._plan.argv, stdout=log, stderr=log)
+        child = await start_fresh(self._plan.argv, os.environ, self._folder / "log")
+        assert isinstance(child, asyncio.subprocess.Process)
+        self._process = child
         self.settings = await self._plan.settings(self._process.pid)
 
     async def kill(self) -> None:

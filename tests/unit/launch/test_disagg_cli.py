@@ -98,7 +98,9 @@ def test_mistakes_are_one_line(words: list[str], says: str, monkeypatch: pytest.
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", [["disagg"], ["queue"], ["queue", "--json"], ["queue", "dead"], ["queue", "drop", "x"]])
+@pytest.mark.parametrize(
+    "words", [["disagg"], ["queue", "show"], ["queue", "--json"], ["queue", "dead"], ["queue", "drop", "x"]]
+)
 def test_without_a_graph(words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     """One line, exit code 1."""
     monkeypatch.setenv("PENSTOCK_STATE_DIR", str(tmp_path))

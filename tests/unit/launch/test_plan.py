@@ -216,3 +216,24 @@ def test_the_largest_plan() -> None:
     """Every process has its own name."""
     plan = make_plan(graph({"kind": "sim"}, {"replicas": MAX_REPLICAS}), CPU)
     assert len({spec.name for spec in plan.processes}) == MAX_REPLICAS + 2
+
+
+def test_jobs_are_a_queue_and_its_workers() -> None:
+    """The queue at its port; other machines' parts run workers only; a port that is wanted twice is refused."""
+    components: dict[str, Any] = {"processor": {}, "decode": {"engine": {"kind": "sim"}}, "jobs": {"workers": 2}}
+    plan = make_plan(graph_from_raw({"model": "demo", "components": components}), CPU)
+    assert [(spec.name, spec.module, spec.ports) for spec in plan.processes[-3:]] == [
+        ("jobs-0", "components.jobs", (8788,)),
+        ("job-worker-0", "components.jobs.graph_worker", ()),
+        ("job-worker-1", "components.jobs.graph_worker", ()),
+    ]
+    with pytest.raises(PlanError, match=r"jobs\.http_port: 8788 is taken by pid 7"):
+        make_plan(plan.graph, replace(CPU, port_holders={8788: "pid 7 (x)"}))
+    clash = graph_from_raw({"model": "demo", "components": components, "http": {"port": 8788}})
+    with pytest.raises(PlanError, match=r"jobs\.http_port: 8788 is wanted twice"):
+        make_plan(clash, CPU)
+    open_to_all = graph_from_raw({"model": "demo", "components": {**components, "jobs": {"http_host": "0.0.0.0"}}})
+    with pytest.raises(PlanError, match=r"components\.jobs\.http_host: .* PENSTOCK_API_KEY is not set"):
+        make_plan(open_to_all, CPU)
+    alone = graph_from_raw({"model": "none", "components": {"jobs": {"workers": 0}}})
+    assert [spec.name for spec in make_plan(alone, CPU).processes] == ["nats", "jobs-0"]

@@ -1,6 +1,7 @@
 """One example of every message, with every field set, for the golden bytes."""
 
 from components.wire.errors import ErrorCode, ErrorReply
+from components.wire.jobs import FenceKey, Job, JobRecord, JobStatus
 from components.wire.kv import KvBatch, KvCleared, KvRemoved, KvStored, SnapshotChunk, SnapshotRequest, Tier
 from components.wire.messages import (
     Accepted,
@@ -92,10 +93,16 @@ _CANDIDATE = RouteCandidate(
     "decode-0", Trust.DEGRADED, 10, 12, 3, 480, 4, 1000, 9000, 0.012, 0.001, 0.03, 0.02, 0.005, 0.068, "lmcache-0"
 )
 
+_JOB = Job("job-1", "default", 1790000000.5, b'{"messages": []}', "payload-job-1-a1b2")
+
 EXAMPLES: dict[str, Message | ErrorReply] = {
     "Accepted": Accepted("decode-0"),
     "Cancel": Cancel(["r-0-0", "r-1-0"]),
     "Control": Control(ControlVerb.DRAIN),
+    "FenceKey": FenceKey(b"\x00\xff"),
+    "JobRecord": JobRecord(
+        _JOB, JobStatus.FAILED, 3, 1790000100.5, b"{}", "result-job-1-7-3-ab", "no", "7-3-ab", "worker-1"
+    ),
     "DeadLetter": DeadLetter("job-1", "all", "taken 5 times and never finished", 6, 1790000000.5, 1790000100.5, b"\x80"),
     "ErrorReply": _ERROR,
     "GenerateRequest": GenerateRequest(

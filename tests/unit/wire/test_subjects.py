@@ -40,6 +40,6 @@ def test_graphs_do_not_overlap() -> None:
 
 def test_streams_have_names_nats_takes() -> None:
     """A stream's name has none of the characters the server refuses, and tells graphs and queues apart."""
-    queue, dead = Subjects("a.b").every_lane("jobs"), Subjects("a.b").every_dead_letter("jobs")
+    queue, dead = Subjects("a.b").queue("jobs"), Subjects("a.b").every_dead_letter("jobs")
     assert (stream_name(queue), stream_name(dead)) == ("penstock_a=2Eb_queue_jobs", "penstock_a=2Eb_dead_jobs")
-    assert Subjects("g").queue("jobs", "x.y").rpartition(".")[0] == Subjects("g").every_lane("jobs").removesuffix(".*")
+    assert Subjects("g").queued("jobs", "x.y", "1").startswith(Subjects("g").queue("jobs").removesuffix(">"))
