@@ -1,0 +1,145 @@
+"""Which instances hold the beginning of a prompt, and how much of it; and whether they hash it as this controller does.
+
+No worker says how it hashes. A hash of 64 bits that is found is proof: from then on the instance is known to use that
+scheme. An instance that holds chunks of which none was ever found is looked up by the other likely schemes, and when none
+of them finds anything either, the answer says so instead of silently being empty.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from components.cache_controller.hashing import Root, Scheme, chunk_hashes, likely_schemes, matched_tokens
+from components.cache_controller.holdings import Holdings, Trust
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Match:
+    """What an instance holds of a prompt.
+
+    Attributes:
+        instance_id: the instance.
+        location: where the last of the matched tokens lie.
+        tokens: how many tokens it holds, from the first on.
+    """
+
+    instance_id: str
+    location: str
+    tokens: int
+
+
+@dataclass
+class Found:
+    """The answer to a lookup.
+
+    Attributes:
+        matches: instances that hold something, longest first.
+        warnings: why there may be more than was found.
+    """
+
+    matches: list[Match] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def sort(self) -> None:
+        """Put the longest match first; equal ones by name."""
+        self.matches.sort(key=lambda match: (-match.tokens, match.instance_id))
+
+
+class Lookup:
+    """Looks prompts up in the holdings of in-process workers.
+
+    Args:
+        scheme: how instances are expected to hash.
+        roots: where else their chains may begin, see `likely_roots`.
+    """
+
+    def __init__(self, scheme: Scheme, roots: Sequence[Root]) -> None:
+        self._scheme = scheme
+        self._others = likely_schemes(scheme, roots)
+        self._proven: dict[str, Scheme] = {}
+
+    def scheme(self, instance_id: str) -> Scheme | None:
+        """Return how an instance hashes; None while nothing of it was found yet."""
+        return self._proven.get(instance_id)
+
+    def forget(self, instance_id: str) -> None:
+        """An instance is new, or gone: how it hashes has to be found out again."""
+        self._proven.pop(instance_id, None)
+
+    def differs(self, instance_id: str) -> bool:
+        """Whether an instance is known to hash otherwise than expected."""
+        return self._proven.get(instance_id, self._scheme) != self._scheme
+
+    def find(self, tokens: Sequence[int], instances: Mapping[str, Sequence[Holdings]]) -> Found:
+        """Look `tokens` up; a prefix counts as far as all workers of an instance hold it.
+
+        Args:
+            tokens: the prompt's token ids.
+            instances: the holdings of each instance's workers.
+        """
+        hashes = _Hashes(tokens)
+        found = Found()
+        for instance_id, workers in instances.items():
+            scheme = self._proven.get(instance_id) or self._prove(instance_id, workers, hashes)
+            chunks = min(worker.prefix(hashes.all(scheme)) for worker in workers) if scheme else 0
+            if scheme and chunks:
+                location = workers[0].where(hashes.all(scheme)[chunks - 1]) or ""
+                length = matched_tokens(chunks, len(tokens), scheme.chunk_size)
+                found.matches.append(Match(instance_id, location, length))
+            found.warnings.extend(self._doubts(instance_id, workers))
+        found.sort()
+        return found
+
+    def _prove(self, instance_id: str, workers: Sequence[Holdings], hashes: "_Hashes") -> Scheme | None:
+        """Return the scheme by which an instance holds the first chunk, and remember it."""
+        if not hashes.tokens or not any(len(worker) for worker in workers):
+            return None
+        for scheme in (self._scheme, *self._others):
+            if any(worker.where(hashes.first(scheme)) is not None for worker in workers):
+                self._proven[instance_id] = scheme
+                if scheme != self._scheme:
+                    extra = {"instance": instance_id, "found": str(scheme), "expected": str(self._scheme)}
+                    log.warning("an instance hashes otherwise than expected", extra=extra)
+                return scheme
+        return None
+
+    def _doubts(self, instance_id: str, workers: Sequence[Holdings]) -> list[str]:
+        doubts = []
+        chunks = max((len(worker) for worker in workers), default=0)
+        if chunks and instance_id not in self._proven:
+            doubts.append(
+                f"{instance_id} holds {chunks} chunks, and no lookup has found any of them yet: if it served this prompt, "
+                f"its PYTHONHASHSEED, pre_caching_hash_algorithm or chunk_size is not the expected one ({self._scheme})"
+            )
+        for trust, reason in _REASONS.items():
+            if any(worker.trust is trust for worker in workers):
+                doubts.append(f"{instance_id} {reason}")
+        return doubts
+
+
+_REASONS = {
+    Trust.UNKNOWN: "was there before this controller and has not told yet what it holds",
+    Trust.GAP: "has lost reports on the way and has not told yet what it holds",
+    Trust.FULL: "holds more than this controller may keep (max_chunks)",
+}
+
+
+class _Hashes:
+    """The chunk hashes of one prompt by every scheme that is asked for, each computed once."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self.tokens = tokens
+        self._all: dict[Scheme, list[int]] = {}
+        self._first: dict[Scheme, int] = {}
+
+    def all(self, scheme: Scheme) -> list[int]:
+        if scheme not in self._all:
+            self._all[scheme] = chunk_hashes(self.tokens, scheme)
+        return self._all[scheme]
+
+    def first(self, scheme: Scheme) -> int:
+        if scheme not in self._first:
+            self._first[scheme] = chunk_hashes(self.tokens[: scheme.chunk_size], scheme)[0]
+        return self._first[scheme]

@@ -1,0 +1,94 @@
+"""A running cache controller: puts its parts together, listens, and stops when it is told to."""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+from prometheus_client import CollectorRegistry
+
+from components.cache_controller.app import OPEN_ROUTES, App
+from components.cache_controller.controller import Controller
+from components.cache_controller.hashing import Scheme, likely_roots, root_of
+from components.cache_controller.limits import Counts, Limits
+from components.cache_controller.liveness import Liveness
+from components.cache_controller.lmcache_protocol import LMCacheProtocol, ProtocolError
+from components.cache_controller.lookup import Lookup
+from components.cache_controller.metrics import Requests, Watched
+from components.cache_controller.roster import Instant, Roster
+from components.cache_controller.servers import Servers
+from components.cache_controller.workers import WorkerReports
+from components.graph.keys import ApiKeys
+from components.graph.schema import CacheController
+from components.http.edge import Edge
+from components.http.edge import Limits as HttpLimits
+from components.http.server import Address, ListenError, listen
+
+log = logging.getLogger(__name__)
+
+_DRAIN_S = 1.0
+
+
+class StartError(Exception):
+    """The controller cannot start; the text begins with the setting at fault."""
+
+
+def now() -> Instant:
+    """Return this moment."""
+    return Instant(time.time(), time.monotonic())
+
+
+@asynccontextmanager
+async def running(settings: CacheController) -> AsyncIterator[None]:
+    """Run a controller as long as this context lasts.
+
+    Raises:
+        StartError: a port is taken, LMCache is missing, or a setting makes no sense.
+    """
+    limits = Limits(settings.max_workers, settings.max_chunks, settings.worker_timeout_s, settings.request_timeout_s)
+    roster, counts, lookup = Roster(), Counts(), _lookup(settings)
+    reports = WorkerReports(roster, lookup, limits, counts, now)
+    try:
+        protocol = LMCacheProtocol(reports)
+        monitor = settings.monitor_port
+        reply, heartbeat = settings.reply_port or monitor + 1, settings.heartbeat_port or monitor + 2
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http,
+            protocol.listening(settings.host, monitor, reply, heartbeat),
+        ):
+            servers = Servers(settings.coordinators, roster, limits, now, http)
+            state_file = Path(settings.state_file) if settings.state_file else None
+            liveness = Liveness(roster, reports, protocol, limits, counts, now, state_file)
+            registry = CollectorRegistry()
+            registry.register(Watched(roster, reports, lookup, servers, counts))
+            controller = Controller(roster, reports, lookup, protocol, servers, limits)
+            edge = Edge(
+                ApiKeys.from_environment(), HttpLimits(settings.max_body_bytes), Requests(registry).answered, OPEN_ROUTES
+            )
+            runner = await listen(App(controller, edge, registry).make(), Address(settings.host, settings.port), _DRAIN_S)
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    watching = [tasks.create_task(liveness.watch()), tasks.create_task(servers.watch())]
+                    log.info("ready", extra={"port": settings.port, "monitor_port": monitor, "reply_port": reply})
+                    yield
+                    for task in watching:
+                        task.cancel()
+            finally:
+                await runner.cleanup()
+    except (ProtocolError, ListenError) as error:
+        raise StartError(str(error)) from error
+
+
+def _lookup(settings: CacheController) -> Lookup:
+    seed = settings.hash_seed if settings.hash_seed is not None else os.environ.get("PYTHONHASHSEED", "0")
+    try:
+        root = root_of(settings.hash_algorithm, "0" if seed == "random" else seed)
+    except ValueError as error:
+        raise StartError(f"hash_seed: {error}") from None
+    if settings.chunk_size < 1:
+        raise StartError("chunk_size: must be at least 1")
+    return Lookup(Scheme(root, settings.chunk_size), likely_roots(root))
