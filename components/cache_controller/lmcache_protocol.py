@@ -1,6 +1,6 @@
 """LMCache's protocol between in-process workers and their controller: the only code that knows its messages and ZeroMQ.
 
-Workers register (and ask) at a ROUTER socket, beat at another one, whose address the answer to a registration tells, and push
+Workers register (and ask) at a ROUTER socket, beat at another one, which the answer to a registration names, and push
 what they hold to a PULL socket; each listens at a REP socket for commands. The messages are LMCache's own classes
 (`lmcache.v1.cache_controller.message`), imported, never copied.
 """
@@ -11,8 +11,8 @@ import importlib.util
 import logging
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -94,38 +94,38 @@ class LMCacheProtocol:
         self._from_json = msgspec.json.Decoder(self._messages.Msg)
         self._to_msgpack = msgspec.msgpack.Encoder()
         self._context = zmq.asyncio.Context()
+        self._sockets: list[zmq.asyncio.Socket] = []
         self._heartbeat_port = 0
         self._host = ""
 
-    @asynccontextmanager
-    async def listening(self, host: str, monitor: int, reply: int, heartbeat: int) -> AsyncIterator[None]:
-        """Listen on `host`, at the ports where workers push, register and beat.
+    def open(self, host: str, monitor: int, reply: int, heartbeat: int) -> None:
+        """Take the ports at `host` where workers push, register and beat; `serve` listens to them.
 
         Raises:
             ProtocolError: a port is taken.
         """
-        sockets: list[zmq.asyncio.Socket] = []
-        try:
-            sockets.append(self._bind(zmq.PULL, host, monitor, "monitor_port"))
-            sockets.append(self._bind(zmq.ROUTER, host, reply, "reply_port"))
-            sockets.append(self._bind(zmq.ROUTER, host, heartbeat, "heartbeat_port"))
-            self._heartbeat_port, self._host = heartbeat, host
-            async with asyncio.TaskGroup() as tasks:
-                running = [
-                    tasks.create_task(self._take_pushes(sockets[0])),
-                    tasks.create_task(self._answer(sockets[1])),
-                    tasks.create_task(self._answer(sockets[2])),
-                ]
-                yield
-                for task in running:
-                    task.cancel()
-        finally:
-            for each in sockets:
-                each.close(linger=0)
-            self._context.destroy(linger=0)
+        self._bind(zmq.PULL, host, monitor, "monitor_port")
+        self._bind(zmq.ROUTER, host, reply, "reply_port")
+        self._bind(zmq.ROUTER, host, heartbeat, "heartbeat_port")
+        self._host, self._heartbeat_port = host, heartbeat
 
-    def _bind(self, kind: int, host: str, port: int, name: str) -> zmq.asyncio.Socket:
+    async def serve(self) -> None:
+        """Take what workers report, for ever."""
+        monitor, reply, heartbeat = self._sockets
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._take_pushes(monitor))
+            tasks.create_task(self._answer(reply))
+            tasks.create_task(self._answer(heartbeat))
+
+    def close(self) -> None:
+        """Give the ports back."""
+        for each in self._sockets:
+            each.close(linger=0)
+        self._context.destroy(linger=0)
+
+    def _bind(self, kind: int, host: str, port: int, name: str) -> None:
         bound = self._context.socket(kind)
+        self._sockets.append(bound)
         bound.setsockopt(zmq.MAXMSGSIZE, _MAX_MESSAGE_BYTES)
         bound.setsockopt(zmq.LINGER, 0)
         try:
@@ -133,9 +133,7 @@ class LMCacheProtocol:
             bound.setsockopt(zmq.IPV6, int(":" in address))
             bound.bind(f"tcp://{_bracketed(address)}:{port}")
         except (zmq.ZMQError, OSError) as error:
-            bound.close()
             raise ProtocolError(f"{name}: cannot listen on {host}:{port}: {error}") from error
-        return bound
 
     async def _take_pushes(self, pull: zmq.asyncio.Socket) -> None:
         while True:

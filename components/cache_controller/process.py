@@ -4,8 +4,6 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
@@ -26,7 +24,7 @@ from components.graph.keys import ApiKeys
 from components.graph.schema import CacheController
 from components.http.edge import Edge
 from components.http.edge import Limits as HttpLimits
-from components.http.server import Address, ListenError, listen
+from components.http.server import Address, ListenError, Runner, listen
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +40,13 @@ def now() -> Instant:
     return Instant(time.time(), time.monotonic())
 
 
-@asynccontextmanager
-async def running(settings: CacheController) -> AsyncIterator[None]:
-    """Run a controller as long as this context lasts.
+async def run(settings: CacheController, ready: asyncio.Event, stopping: asyncio.Event) -> None:
+    """Run a controller until `stopping` is set.
+
+    Args:
+        settings: ports, limits, where the coordinators are.
+        ready: set when it serves.
+        stopping: ends it.
 
     Raises:
         StartError: a port is taken, LMCache is missing, or a setting makes no sense.
@@ -52,34 +54,51 @@ async def running(settings: CacheController) -> AsyncIterator[None]:
     limits = Limits(settings.max_workers, settings.max_chunks, settings.worker_timeout_s, settings.request_timeout_s)
     roster, counts, lookup = Roster(), Counts(), _lookup(settings)
     reports = WorkerReports(roster, lookup, limits, counts, now)
+    protocol = _protocol(reports, settings)
     try:
-        protocol = LMCacheProtocol(reports)
-        monitor = settings.monitor_port
-        reply, heartbeat = settings.reply_port or monitor + 1, settings.heartbeat_port or monitor + 2
-        async with (
-            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http,
-            protocol.listening(settings.host, monitor, reply, heartbeat),
-        ):
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
             servers = Servers(settings.coordinators, roster, limits, now, http)
-            state_file = Path(settings.state_file) if settings.state_file else None
-            liveness = Liveness(roster, reports, protocol, limits, counts, now, state_file)
             registry = CollectorRegistry()
             registry.register(Watched(roster, reports, lookup, servers, counts))
             controller = Controller(roster, reports, lookup, protocol, servers, limits)
-            edge = Edge(
-                ApiKeys.from_environment(), HttpLimits(settings.max_body_bytes), Requests(registry).answered, OPEN_ROUTES
-            )
-            runner = await listen(App(controller, edge, registry).make(), Address(settings.host, settings.port), _DRAIN_S)
+            state_file = Path(settings.state_file) if settings.state_file else None
+            liveness = Liveness(roster, reports, protocol, limits, counts, now, state_file)
+            runner = await _listen(controller, settings, registry)
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    watching = [tasks.create_task(liveness.watch()), tasks.create_task(servers.watch())]
-                    log.info("ready", extra={"port": settings.port, "monitor_port": monitor, "reply_port": reply})
-                    yield
-                    for task in watching:
+                    working = [tasks.create_task(each()) for each in (protocol.serve, liveness.watch, servers.watch)]
+                    log.info("ready", extra={"port": settings.port, "monitor_port": settings.monitor_port})
+                    ready.set()
+                    await stopping.wait()
+                    for task in working:
                         task.cancel()
             finally:
                 await runner.cleanup()
-    except (ProtocolError, ListenError) as error:
+    finally:
+        protocol.close()
+
+
+def _protocol(reports: WorkerReports, settings: CacheController) -> LMCacheProtocol:
+    """Return the protocol, its ports taken."""
+    monitor = settings.monitor_port
+    try:
+        protocol = LMCacheProtocol(reports)
+    except ProtocolError as error:
+        raise StartError(str(error)) from error
+    try:
+        protocol.open(settings.host, monitor, settings.reply_port or monitor + 1, settings.heartbeat_port or monitor + 2)
+    except ProtocolError as error:
+        protocol.close()
+        raise StartError(str(error)) from error
+    return protocol
+
+
+async def _listen(controller: Controller, settings: CacheController, registry: CollectorRegistry) -> Runner:
+    limits, answered = HttpLimits(settings.max_body_bytes), Requests(registry).answered
+    edge = Edge(ApiKeys.from_environment(), limits, answered, OPEN_ROUTES)
+    try:
+        return await listen(App(controller, edge, registry).make(), Address(settings.host, settings.port), _DRAIN_S)
+    except ListenError as error:
         raise StartError(str(error)) from error
 
 

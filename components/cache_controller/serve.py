@@ -6,7 +6,7 @@ import signal
 
 import uvloop
 
-from components.cache_controller.process import StartError, running
+from components.cache_controller.process import StartError, run
 from components.graph.schema import CacheController
 from components.telemetry.logs import setup_logging
 
@@ -29,5 +29,4 @@ async def _run(settings: CacheController) -> None:
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stopping.set)
-    async with running(settings):
-        await stopping.wait()
+    await run(settings, asyncio.Event(), stopping)
