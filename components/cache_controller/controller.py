@@ -16,6 +16,7 @@ from components.cache_controller.commands import (
     PinCommand,
 )
 from components.cache_controller.events import Events
+from components.cache_controller.holdings import Trust
 from components.cache_controller.limits import Limits
 from components.cache_controller.lmcache_protocol import LMCacheProtocol
 from components.cache_controller.lookup import Found, Lookup
@@ -165,9 +166,9 @@ class Controller:
         return contract.WorkerView(
             **asdict(_info(worker)),
             kind=worker.kind,
-            trust=holdings.trust if holdings else "exact",
-            locations=holdings.locations if holdings else {},
-            lost_reports=holdings.lost if holdings else 0,
+            trust=holdings.trust if holdings is not None else Trust.EXACT,
+            locations=holdings.locations if holdings is not None else {},
+            lost_reports=holdings.lost if holdings is not None else 0,
             hashing=str(scheme) if scheme else None,
             details=asdict(engine) if engine else {},
         )

@@ -20,7 +20,7 @@ from components.cache_controller.metrics import Requests, Watched
 from components.cache_controller.roster import Instant, Roster
 from components.cache_controller.servers import Servers
 from components.cache_controller.workers import WorkerReports
-from components.graph.keys import ApiKeys
+from components.graph.keys import ENVIRONMENT, ApiKeys, is_loopback
 from components.graph.schema import CacheController
 from components.http.edge import Edge
 from components.http.edge import Limits as HttpLimits
@@ -94,8 +94,12 @@ def _protocol(reports: WorkerReports, settings: CacheController) -> LMCacheProto
 
 
 async def _listen(controller: Controller, settings: CacheController, registry: CollectorRegistry) -> Runner:
-    limits, answered = HttpLimits(settings.max_body_bytes), Requests(registry).answered
-    edge = Edge(ApiKeys.from_environment(), limits, answered, OPEN_ROUTES)
+    keys, limits, answered = ApiKeys.from_environment(), HttpLimits(settings.max_body_bytes), Requests(registry).answered
+    if not keys and not is_loopback(settings.host):
+        raise StartError(
+            f"host: {settings.host} is open to other machines, and {ENVIRONMENT} is not set; set it, or keep to 127.0.0.1"
+        )
+    edge = Edge(keys, limits, answered, OPEN_ROUTES)
     try:
         return await listen(App(controller, edge, registry).make(), Address(settings.host, settings.port), _DRAIN_S)
     except ListenError as error:

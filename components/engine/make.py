@@ -34,7 +34,20 @@ def make_cache_server(graph: Graph, name: str) -> CacheServer:
         return sim_server.SimCacheServer(graph.lmcache, graph.part)
     from components.engine import lmcache_server
 
-    return lmcache_server.LMCacheServer(graph.lmcache, name)
+    return lmcache_server.server(graph.lmcache, name)
+
+
+def make_coordinator(graph: Graph) -> CacheServer:
+    """Return the coordinator of `graph`'s cache servers, not yet started.
+
+    Raises:
+        EngineStartError: the graph has none.
+    """
+    if graph.lmcache is None or not graph.lmcache.coordinator_port:
+        raise EngineStartError("lmcache.coordinator_port: is missing")
+    from components.engine import lmcache_server
+
+    return lmcache_server.coordinator(graph.lmcache)
 
 
 def _simulated(graph: Graph) -> bool:

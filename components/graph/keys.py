@@ -1,6 +1,7 @@
 """The API keys that open a graph's HTTP servers. They come from the environment: a secret stands in no graph file."""
 
 import hmac
+import ipaddress
 import os
 from collections.abc import Mapping
 
@@ -42,3 +43,11 @@ class ApiKeys:
         if scheme.lower() != "bearer" or not any(matches):
             raise InvalidApiKeyError("an API key is needed: Authorization: Bearer KEY")
         return offered.decode()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether what listens on `host` is reached from this machine only, so that it may do without a key."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -100,6 +100,9 @@ class LMCache(Settings, frozen=True):
     l1_gb: float = 2.0  # memory for KV, in GiB
     eviction_policy: Literal["LRU", "ARC", "IsolatedLRU", "noop"] = "LRU"  # what goes when it is full
     l2: list[dict[str, Any]] = []  # slower stores behind it, as `--l2-adapter` takes them: [{type: fs, base_path: /kv}]
+    coordinator_port: int = (
+        0  # more than 0: LMCache's coordinator runs here, too; it tells the cache controller who holds what
+    )
     timeout_s: float = 5.0  # an engine that waits longer for it goes on without it
     args: dict[str, Any] = {}  # further options of `lmcache server`, such as {max-workers: 4}
 
@@ -211,7 +214,7 @@ class Graph(Settings, frozen=True):
 
 
 class CacheController(Settings, frozen=True):
-    """`penstock cache-controller`, which belongs to no graph: each setting is a flag, such as `--monitor-port 9001`."""
+    """The cache controller, which belongs to no graph: a flag sets each of these, such as `--monitor-port 9001`."""
 
     host: str = "127.0.0.1"  # address of the REST API and of the monitor ports; loopback unless told otherwise
     port: int = 9000  # TCP port of the REST API
@@ -220,9 +223,7 @@ class CacheController(Settings, frozen=True):
     heartbeat_port: int = 0  # they beat here, and are told so when they register; 0: monitor_port + 2
     coordinators: list[str] = []  # URLs of `lmcache coordinator`s, whose multi-process servers are instances, too
     request_timeout_s: float = 10.0  # a call that has to ask workers or servers ends by then: 502 or 504
-    worker_timeout_s: float = (
-        30.0  # silent for half of it, a worker is asked for its health; silent for all of it, it is forgotten
-    )
+    worker_timeout_s: float = 30.0  # a worker silent for half of it is asked for its health; for all of it, forgotten
     max_workers: int = 10_000  # further registrations are refused and counted
     max_chunks: int = 20_000_000  # most chunk hashes kept; further ones are refused and counted
     max_body_bytes: int = 32 * 1024 * 1024  # longer request bodies get 413

@@ -13,6 +13,7 @@ from components.graph.keys import ENVIRONMENT as API_KEY
 from components.graph.load import GraphError, dump_graph, load_graph
 from components.graph.schema import Graph
 from components.launch.disagg_cli import disagg
+from components.launch.cache_cli import cache_app, cache_controller
 from components.launch.flags import ServeFlags, engine_args_from, graph_from_flags, without_option
 from components.launch.launch import LaunchError, prepare, run_here, run_in_background, stop_graph
 from components.launch.plan import Plan
@@ -33,6 +34,8 @@ app = typer.Typer(
 app.add_typer(router_app, name="router")
 app.add_typer(queue_app, name="queue")
 app.command()(disagg)
+app.add_typer(cache_app, name="cache")
+app.command(name="cache-controller")(cache_controller)
 
 GraphFile = Annotated[Path, typer.Argument(metavar="GRAPH.yaml", help="The graph, such as graphs/agg.yaml.")]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Change a setting; may be repeated.")]

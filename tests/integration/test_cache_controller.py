@@ -1,6 +1,7 @@
 """The cache controller with LMCache's own worker, reporting, syncing and hashing code at the other end of its sockets."""
 
 import asyncio
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ async def begin(
     """Start a worker, wait until it is listed, and return how."""
     settings = worker_settings(api.settings, instance, **changes)
     settings["lmcache_worker_ports"] = settings["lmcache_worker_ports"] * ranks
-    await workers.do("start", rank=rank, ranks=ranks, **settings)
+    await workers.do("start", rank=rank, ranks=ranks, **settings)  # imports vLLM, unless told not to
     await until(lambda: api.workers(instance, [rank]))
     return (await api.workers(instance, [rank]))[0]
 
@@ -219,13 +220,17 @@ async def test_instances_that_hash_otherwise_are_found_or_reported() -> None:
     async with (
         controller(hash_seed="0") as api,
         worker_process("0", vllm=True) as usual,
+        worker_process("1", vllm=True) as other,
         worker_process("424242", vllm=True) as strange,
     ):
-        await begin(usual, api, "usual")
+        # One process hashes by one algorithm: where LMCache's chains begin is a global of it.
+        await asyncio.gather(
+            begin(usual, api, "usual"),
+            begin(other, api, "cbor", pre_caching_hash_algorithm="sha256_cbor"),
+            begin(strange, api, "strange"),
+        )
         await begin(usual, api, "small", chunk_size=64)
-        await begin(usual, api, "cbor", pre_caching_hash_algorithm="sha256_cbor")
-        await begin(strange, api, "strange")
-        for workers, instance in ((usual, "usual"), (usual, "small"), (usual, "cbor"), (strange, "strange")):
+        for workers, instance in ((usual, "usual"), (usual, "small"), (other, "cbor"), (strange, "strange")):
             await workers.do("store", instance=instance, tokens=PROMPT)
 
         async def found() -> bool:
@@ -238,7 +243,7 @@ async def test_instances_that_hash_otherwise_are_found_or_reported() -> None:
         assert "PYTHONHASHSEED" in answer["warnings"][0]
         hashing = {each["instance_id"]: each["hashing"] for each in (await api.get("/controller/workers"))["workers"]}
         assert hashing["small"] == "builtin, PYTHONHASHSEED=0, chunks of 64 tokens"
-        assert hashing["cbor"] == "sha256_cbor, PYTHONHASHSEED=0, chunks of 256 tokens"
+        assert hashing["cbor"] == "sha256_cbor, PYTHONHASHSEED=1, chunks of 256 tokens"
         assert hashing["strange"] is None
         assert await api.metric("differing_instances") == 2
 
@@ -398,11 +403,16 @@ async def test_lost_reports_are_made_good_by_a_full_sync() -> None:
         assert await held(api, [1] * 256) == {"a": 256}
 
 
+def _remembered(state: Path) -> list[Any]:
+    """Return what a controller has put down of its workers."""
+    return json.loads(state.read_bytes()) if state.exists() else []
+
+
 async def test_a_restarted_controller_knows_everything_again(tmp_path: Path) -> None:
     """Workers that beat tell it all they hold; those that don't are found by their address, and are said not to be known."""
-    state = str(tmp_path / "workers.json")
+    state = tmp_path / "workers.json"
     async with worker_process() as workers:
-        async with controller(state_file=state, worker_timeout_s=2.0) as api:
+        async with controller(state_file=str(state), worker_timeout_s=2.0) as api:
             settings = api.settings
             first = await begin(workers, api, "beats")
             await begin(workers, api, "silent", lmcache_worker_heartbeat_time=None)
@@ -410,7 +420,7 @@ async def test_a_restarted_controller_knows_everything_again(tmp_path: Path) -> 
                 await workers.do("store", instance=instance, tokens=PROMPT)
 
             async def remembered() -> bool:
-                return Path(state).exists() and len(await held(api)) == 2 and Path(state).read_text().count("worker_id") == 2
+                return len(await held(api)) == 2 and len(_remembered(state)) == 2
 
             await until(remembered)
         async with controller(settings) as api:

@@ -1,6 +1,6 @@
-"""A process with in-process LMCache workers as engines have them: LMCache's own `LMCacheWorker`, `BatchedMessageSender`, full sync
-and token hashing, around an engine of which only the keys exist. Told what to do by JSON lines on its standard input.
+"""A process with in-process LMCache workers as engines have them, around an engine of which only the keys exist.
 
+Worker, reports, full sync and token hashing are LMCache's own code. Told what to do by JSON lines on its standard input.
 Run as ``python -m tests.support.lmcache_workers``; `WorkerProcess` is the other end.
 """
 
@@ -61,7 +61,7 @@ async def worker_process(seed: str | None = "0", *, vllm: bool = False) -> Async
     environment = {
         **os.environ,
         "LMCACHE_TRACK_USAGE": "false",
-        "LMCACHE_LOG_LEVEL": os.environ.get("LMCACHE_LOG_LEVEL", "ERROR"),
+        "LMCACHE_LOG_LEVEL": "ERROR",
         "WITHOUT_VLLM": "" if vllm else "1",
     }
     environment.pop("PYTHONHASHSEED", None)
@@ -118,7 +118,7 @@ class _Engine:
     def clear(self, locations: list[str]) -> int:
         return self.evict(list(self.keys)) if locations == [LOCATION] else 0
 
-    def lookup(self, tokens: list[int], search_range: list[str], lookup_id: str, pin: bool) -> int:  # noqa: FBT001
+    def lookup(self, tokens: list[int], search_range: list[str], lookup_id: str, pin: bool) -> int:
         found = 0
         for key, size in self.chunks(tokens).items():
             if key not in self.keys or search_range != [LOCATION]:
@@ -135,13 +135,13 @@ class _Engine:
 
     decompress = compress
 
-    def move(self, tokens: list[int], old_position: str, new_position: Any, event_id: str, do_copy: bool) -> int:  # noqa: FBT001
+    def move(self, tokens: list[int], old_position: str, new_position: Any, event_id: str, do_copy: bool) -> int:
         return len(tokens or [])
 
     def health(self) -> int:
         return self.error_code
 
-    def freeze(self, enabled: bool) -> None:  # noqa: FBT001
+    def freeze(self, enabled: bool) -> None:
         self.frozen.append(enabled)
 
 
