@@ -157,8 +157,7 @@ class Controller:
     def workers(self, instance_id: str | None) -> contract.Workers:
         """Return all that is known of workers."""
         workers = self._roster.instance(instance_id) if instance_id else self._roster.everyone()
-        away = [f"the coordinator {url} does not answer" for url, up in self._servers.coordinators.items() if not up]
-        return contract.Workers([self._view(worker) for worker in workers], away)
+        return contract.Workers([self._view(worker) for worker in workers], self._servers.warnings())
 
     def _view(self, worker: Worker) -> contract.WorkerView:
         holdings, engine = self._reports.holdings(worker.key), self._servers.engine(worker.key)

@@ -26,6 +26,7 @@ _POLL_S = 0.5
 _STATUS_TIMEOUT_S = 2.0
 _L1 = frozenset({"l1", "LocalCPUBackend"})  # LMCache's name for the same in a worker is taken, too
 _L2 = "l2"
+_BEHIND_POLLS = 4
 
 
 class _Instance(msgspec.Struct, frozen=True):
@@ -82,6 +83,8 @@ class Server:
         seen: when it said so.
         numbers: worker ids, by the engines' own ids.
         since: when each engine was first seen, likewise.
+        told: how many of its objects the coordinator knows.
+        behind: how often in a row those were too few; it is told a moment after the fact, and nothing of before it began.
     """
 
     coordinator: str
@@ -90,6 +93,13 @@ class Server:
     seen: Instant
     numbers: dict[str, int] = field(default_factory=dict)
     since: dict[str, Instant] = field(default_factory=dict)
+    told: int = 0
+    behind: int = 0
+
+    @property
+    def objects(self) -> int:
+        """How many objects its first level holds."""
+        return self.status.storage_manager.l1_manager.total_object_count
 
     @property
     def url(self) -> str:
@@ -138,7 +148,7 @@ class Servers:
 
     def chunks(self) -> dict[str, int]:
         """Return how many objects each server's first level holds."""
-        return {name: server.status.storage_manager.l1_manager.total_object_count for name, server in self._servers.items()}
+        return {name: server.objects for name, server in self._servers.items()}
 
     async def watch(self) -> None:
         """Go on for ever."""
@@ -154,9 +164,11 @@ class Servers:
     async def refresh(self, coordinator: str) -> None:
         """Ask a coordinator for its servers, and each of them for its engines."""
         listed: dict[str, _Instance] = {}
+        told: dict[str, int] = {}
         try:
             found = await self._ask("GET", f"{coordinator}/instances", _Instances, timeout_s=_STATUS_TIMEOUT_S)
-            listed = {each.instance_id: each for each in found.instances}
+            stats = await self._ask("GET", f"{coordinator}/directory/stats", _Stats, timeout_s=_STATUS_TIMEOUT_S)
+            listed, told = {each.instance_id: each for each in found.instances}, stats.l1_keys_by_instance
         except PenstockError as error:
             if self._coordinators[coordinator]:
                 log.warning("a coordinator does not answer", extra={"url": coordinator, "error": error.message})
@@ -168,6 +180,10 @@ class Servers:
         async with asyncio.TaskGroup() as tasks:
             for instance in (known | listed).values():
                 tasks.create_task(self._look_at(coordinator, instance, is_listed=instance.instance_id in listed))
+        for name, server in self._servers.items():
+            if server.coordinator == coordinator:
+                server.told = told.get(name, 0)
+                server.behind = server.behind + 1 if server.told < server.objects else 0
 
     async def _look_at(self, coordinator: str, instance: _Instance, *, is_listed: bool) -> None:
         server = self._servers.get(instance.instance_id)
@@ -221,8 +237,17 @@ class Servers:
             if match.tokens > (best[match.instance_id].tokens if match.instance_id in best else 0):
                 best[match.instance_id] = match
         found.matches = list(best.values())
-        found.warnings.extend(f"the coordinator {url} does not answer" for url, up in self._coordinators.items() if not up)
+        found.warnings.extend(self.warnings())
         return found
+
+    def warnings(self) -> list[str]:
+        """Return why lookups may find less than there is."""
+        away = [f"the coordinator {url} does not answer" for url, up in self._coordinators.items() if not up]
+        return away + [
+            f"{name} holds {server.objects} objects, and its coordinator was told of {server.told} of them"
+            for name, server in self._servers.items()
+            if server.told < server.objects and server.behind >= _BEHIND_POLLS
+        ]
 
     async def _directory(self, coordinator: str, model: str, ranks: int, tokens: list[int], found: Found) -> list[Match]:
         body = {"token_ids": tokens, "model_name": model, "world_size": ranks}
@@ -235,11 +260,10 @@ class Servers:
             return []
         matches = []
         for name, server in self._servers.items():
-            size = server.status.chunk_size
-            if server.coordinator == coordinator and answer.chunks != len(tokens) // size:
-                found.warnings.append(
-                    f"{name} has chunks of {size} tokens, its coordinator others: what it holds is not found (--chunk-size)"
-                )
+            if server.coordinator == coordinator and answer.chunks != len(tokens) // server.status.chunk_size:
+                size = server.status.chunk_size
+                text = f"{name} has chunks of {size} tokens, its coordinator others (--chunk-size): nothing of it is found"
+                found.warnings.append(text)
         for name, (location, chunks) in prefixes(answer, ranks).items():
             holder = self._servers.get(name)
             if holder is not None and chunks:
@@ -253,10 +277,11 @@ class Servers:
             InvalidRequestError: it has no such location, or cannot clear it.
         """
         _require(location in _L1, "location", "a multi-process server clears l1")
-        before = server.status.storage_manager.l1_manager.total_object_count
+        server.status = await self._ask("GET", f"{server.url}/status", _Status)
+        before = server.objects
         await self._ask("POST", f"{server.url}/cache/clear", msgspec.Raw, {"tier": "l1"})
         server.status = await self._ask("GET", f"{server.url}/status", _Status)
-        removed = max(0, before - server.status.storage_manager.l1_manager.total_object_count)
+        removed = max(0, before - server.objects)
         ranks = max((engine.world_size for engine in server.status.engines.values()), default=1)
         return removed // ranks * server.status.chunk_size
 
@@ -307,6 +332,10 @@ class Servers:
             raise BadGatewayError(f"{url} cannot be reached: {error}") from None
         except msgspec.DecodeError as error:
             raise BadGatewayError(f"{url} answers what was not expected: {error}") from None
+
+
+class _Stats(msgspec.Struct, frozen=True):
+    l1_keys_by_instance: dict[str, int] = {}
 
 
 class _Pinned(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""LMCache's multi-process server, or its coordinator, unmodified, in a process beside this one, watched through its HTTP port.
+"""LMCache's multi-process server, or its coordinator, unmodified, in a process beside this one, watched over HTTP.
 
 Where this process was started warm, so is the server. Source: LMCache's ``cli`` and ``v1/multiprocess/http_server.py``.
 """

@@ -1,11 +1,9 @@
 """``penstock cache-controller`` runs a cache controller; ``penstock cache …`` asks one over HTTP."""
 
 import json
-import os
 import sys
 import urllib.error
 import urllib.request
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
