@@ -100,9 +100,7 @@ class LMCache(Settings, frozen=True):
     l1_gb: float = 2.0  # memory for KV, in GiB
     eviction_policy: Literal["LRU", "ARC", "IsolatedLRU", "noop"] = "LRU"  # what goes when it is full
     l2: list[dict[str, Any]] = []  # slower stores behind it, as `--l2-adapter` takes them: [{type: fs, base_path: /kv}]
-    coordinator_port: int = (
-        0  # more than 0: LMCache's coordinator runs here, too; it tells the cache controller who holds what
-    )
+    coordinator_port: int = 0  # more than 0: LMCache's coordinator listens here, and tells the cache controller what is held
     timeout_s: float = 5.0  # an engine that waits longer for it goes on without it
     args: dict[str, Any] = {}  # further options of `lmcache server`, such as {max-workers: 4}
 

@@ -45,9 +45,7 @@ class Fleet:
     async def start_server(self) -> None:
         """Start the server, called ``kv``, as a graph on a CPU does."""
         words = server_arguments(self.settings, "kv", on_cpu=True, can_silence_events=True)
-        await self._start(
-            "server", [*words, "--prometheus-port", str(free_port())], self.settings.http_port
-        )
+        await self._start("server", [*words, "--prometheus-port", str(free_port())], self.settings.http_port)
 
     async def start_coordinator(self) -> None:
         """Start the coordinator."""
