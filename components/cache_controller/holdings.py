@@ -72,6 +72,11 @@ class Holdings:
         return sum(len(chunks) for chunks in self._locations.values())
 
     @property
+    def holds_any(self) -> bool:
+        """Whether it holds any chunk."""
+        return any(self._locations.values())
+
+    @property
     def locations(self) -> dict[str, int]:
         """How many chunks lie at each location."""
         return {location: len(chunks) for location, chunks in self._locations.items()}

@@ -14,6 +14,9 @@ from components.cache_controller.holdings import Holdings, Trust
 
 log = logging.getLogger(__name__)
 
+_TRIED_AT_ONCE = 32
+_NAMED = 3
+
 
 @dataclass(frozen=True)
 class Match:
@@ -57,8 +60,10 @@ class Lookup:
 
     def __init__(self, scheme: Scheme, roots: Sequence[Root]) -> None:
         self._scheme = scheme
+        self._usual = (scheme,)
         self._others = likely_schemes(scheme, roots)
         self._proven: dict[str, Scheme] = {}
+        self._turn = 0
 
     def scheme(self, instance_id: str) -> Scheme | None:
         """Return how an instance hashes; None while nothing of it was found yet."""
@@ -79,24 +84,37 @@ class Lookup:
             tokens: the prompt's token ids.
             instances: the holdings of each instance's workers.
         """
-        hashes = _Hashes(tokens)
-        found = Found()
+        if not tokens:
+            return Found()
+        hashes, found, unproven = _Hashes(tokens), Found(), []
         for instance_id, workers in instances.items():
-            scheme = self._proven.get(instance_id) or self._prove(instance_id, workers, hashes)
-            chunks = min(worker.prefix(hashes.all(scheme)) for worker in workers) if scheme else 0
-            if scheme and chunks:
-                location = workers[0].where(hashes.all(scheme)[chunks - 1]) or ""
-                length = matched_tokens(chunks, len(tokens), scheme.chunk_size)
-                found.matches.append(Match(instance_id, location, length))
-            found.warnings.extend(self._doubts(instance_id, workers))
+            scheme = self._proven.get(instance_id) or self._prove(instance_id, workers, hashes, self._usual)
+            if scheme is None:
+                unproven.append(instance_id)
+            elif match := _match(instance_id, workers, hashes, scheme):
+                found.matches.append(match)
+        unproven = [instance_id for instance_id in unproven if any(worker.holds_any for worker in instances[instance_id])]
+        for instance_id in self._next_in_turn(unproven):
+            workers = instances[instance_id]
+            scheme = self._prove(instance_id, workers, hashes, self._others)
+            if scheme and (match := _match(instance_id, workers, hashes, scheme)):
+                found.matches.append(match)
+        found.warnings = self._doubts(unproven, instances)
         found.sort()
         return found
 
-    def _prove(self, instance_id: str, workers: Sequence[Holdings], hashes: "_Hashes") -> Scheme | None:
+    def _next_in_turn(self, instance_ids: list[str]) -> list[str]:
+        """Return some of these, others at each call: there may be thousands, and each is tried in dozens of ways."""
+        if len(instance_ids) <= _TRIED_AT_ONCE:
+            return instance_ids
+        self._turn = (self._turn + _TRIED_AT_ONCE) % len(instance_ids)
+        return (instance_ids[self._turn :] + instance_ids[: self._turn])[:_TRIED_AT_ONCE]
+
+    def _prove(
+        self, instance_id: str, workers: Sequence[Holdings], hashes: "_Hashes", schemes: Sequence[Scheme]
+    ) -> Scheme | None:
         """Return the scheme by which an instance holds the first chunk, and remember it."""
-        if not hashes.tokens or not any(len(worker) for worker in workers):
-            return None
-        for scheme in (self._scheme, *self._others):
+        for scheme in schemes:
             if any(worker.where(hashes.first(scheme)) is not None for worker in workers):
                 self._proven[instance_id] = scheme
                 if scheme != self._scheme:
@@ -105,17 +123,20 @@ class Lookup:
                 return scheme
         return None
 
-    def _doubts(self, instance_id: str, workers: Sequence[Holdings]) -> list[str]:
+    def _doubts(self, unproven: Sequence[str], instances: Mapping[str, Sequence[Holdings]]) -> list[str]:
+        """Return what may be missing in an answer, a sentence for each reason."""
         doubts = []
-        chunks = max((len(worker) for worker in workers), default=0)
-        if chunks and instance_id not in self._proven:
+        if strange := [instance_id for instance_id in unproven if instance_id not in self._proven]:
             doubts.append(
-                f"{instance_id} holds {chunks} chunks, and no lookup has found any of them yet: if it served this prompt, "
-                f"its PYTHONHASHSEED, pre_caching_hash_algorithm or chunk_size is not the expected one ({self._scheme})"
+                f"{_some(strange)}: holds chunks, and no lookup has found any of them yet; if it served this prompt, its "
+                f"PYTHONHASHSEED, pre_caching_hash_algorithm or chunk_size is not the expected one ({self._scheme})"
             )
-        for trust, reason in _REASONS.items():
-            if any(worker.trust is trust for worker in workers):
-                doubts.append(f"{instance_id} {reason}")
+        doubtful: dict[Trust, list[str]] = {}
+        for instance_id, workers in instances.items():
+            for worker in workers:
+                if worker.trust is not Trust.EXACT:
+                    doubtful.setdefault(worker.trust, []).append(instance_id)
+        doubts.extend(f"{_some(names)}: {_REASONS[trust]}" for trust, names in sorted(doubtful.items()))
         return doubts
 
 
@@ -124,6 +145,21 @@ _REASONS = {
     Trust.GAP: "has lost reports on the way and has not told yet what it holds",
     Trust.FULL: "holds more than this controller may keep (max_chunks)",
 }
+
+
+def _match(instance_id: str, workers: Sequence[Holdings], hashes: "_Hashes", scheme: Scheme) -> Match | None:
+    """Return what all workers of an instance hold, if that is anything."""
+    chunks = min(worker.prefix(hashes.all(scheme)) for worker in workers)
+    if not chunks:
+        return None
+    location = workers[0].where(hashes.all(scheme)[chunks - 1]) or ""
+    return Match(instance_id, location, matched_tokens(chunks, len(hashes.tokens), scheme.chunk_size))
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return the first few names, and how many more there are."""
+    shown = ", ".join(names[:_NAMED])
+    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"
 
 
 class _Hashes:

@@ -27,6 +27,8 @@ _STATUS_TIMEOUT_S = 2.0
 _L1 = frozenset({"l1", "LocalCPUBackend"})  # LMCache's name for the same in a worker is taken, too
 _L2 = "l2"
 _BEHIND_POLLS = 4
+_TOLD_POLL_S = 0.05
+_TOLD_TRIES = 20
 
 
 class _Instance(msgspec.Struct, frozen=True):
@@ -281,9 +283,18 @@ class Servers:
         before = server.objects
         await self._ask("POST", f"{server.url}/cache/clear", msgspec.Raw, {"tier": "l1"})
         server.status = await self._ask("GET", f"{server.url}/status", _Status)
+        await self._until_told(server)
         removed = max(0, before - server.objects)
         ranks = max((engine.world_size for engine in server.status.engines.values()), default=1)
         return removed // ranks * server.status.chunk_size
+
+    async def _until_told(self, server: Server) -> None:
+        """Wait a moment until the coordinator knows of no more than a server holds; it is told after the fact."""
+        for _ in range(_TOLD_TRIES):
+            stats = await self._ask("GET", f"{server.coordinator}/directory/stats", _Stats)
+            if stats.l1_keys_by_instance.get(server.instance.instance_id, 0) <= server.objects:
+                return
+            await asyncio.sleep(_TOLD_POLL_S)
 
     async def pin(self, server: Server, location: str, tokens: list[int]) -> int:
         """Keep tokens in the second level. Return how many.

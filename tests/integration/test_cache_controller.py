@@ -239,7 +239,7 @@ async def test_instances_that_hash_otherwise_are_found_or_reported() -> None:
         await until(found)
         answer = await api.post("/lookup", tokens=PROMPT)
         assert answer["layout_info"] == {"small": [LOCATION, 960]}
-        assert [warning.split()[0] for warning in answer["warnings"]] == ["strange"]
+        assert [warning.split(":")[0] for warning in answer["warnings"]] == ["strange"]
         assert "PYTHONHASHSEED" in answer["warnings"][0]
         hashing = {each["instance_id"]: each["hashing"] for each in (await api.get("/controller/workers"))["workers"]}
         assert hashing["small"] == "builtin, PYTHONHASHSEED=0, chunks of 64 tokens"
