@@ -87,16 +87,18 @@ class Lookup:
         if not tokens:
             return Found()
         hashes, found, unproven = _Hashes(tokens), Found(), []
+        usual = [hashes.first(self._scheme)]
         for instance_id, workers in instances.items():
-            scheme = self._proven.get(instance_id) or self._prove(instance_id, workers, hashes, self._usual)
+            scheme = self._proven.get(instance_id) or self._prove(instance_id, workers, usual, self._usual)
             if scheme is None:
                 unproven.append(instance_id)
             elif match := _match(instance_id, workers, hashes, scheme):
                 found.matches.append(match)
         unproven = [instance_id for instance_id in unproven if any(worker.holds_any for worker in instances[instance_id])]
+        others = [hashes.first(scheme) for scheme in self._others] if unproven else []
         for instance_id in self._next_in_turn(unproven):
             workers = instances[instance_id]
-            scheme = self._prove(instance_id, workers, hashes, self._others)
+            scheme = self._prove(instance_id, workers, others, self._others)
             if scheme and (match := _match(instance_id, workers, hashes, scheme)):
                 found.matches.append(match)
         found.warnings = self._doubts(unproven, instances)
@@ -111,11 +113,18 @@ class Lookup:
         return (instance_ids[self._turn :] + instance_ids[: self._turn])[:_TRIED_AT_ONCE]
 
     def _prove(
-        self, instance_id: str, workers: Sequence[Holdings], hashes: "_Hashes", schemes: Sequence[Scheme]
+        self, instance_id: str, workers: Sequence[Holdings], firsts: Sequence[int], schemes: Sequence[Scheme]
     ) -> Scheme | None:
-        """Return the scheme by which an instance holds the first chunk, and remember it."""
-        for scheme in schemes:
-            if any(worker.where(hashes.first(scheme)) is not None for worker in workers):
+        """Return the scheme by which an instance holds the first chunk, and remember it.
+
+        Args:
+            instance_id: the instance.
+            workers: its workers.
+            firsts: the first chunk's hash by each scheme.
+            schemes: what to try.
+        """
+        for first, scheme in zip(firsts, schemes, strict=True):
+            if any(worker.where(first) for worker in workers):
                 self._proven[instance_id] = scheme
                 if scheme != self._scheme:
                     extra = {"instance": instance_id, "found": str(scheme), "expected": str(self._scheme)}
@@ -163,12 +172,11 @@ def _some(names: Sequence[str]) -> str:
 
 
 class _Hashes:
-    """The chunk hashes of one prompt by every scheme that is asked for, each computed once."""
+    """The chunk hashes of one prompt, which has at least one token; all of them are computed once for each scheme."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self.tokens = tokens
         self._all: dict[Scheme, list[int]] = {}
-        self._first: dict[Scheme, int] = {}
 
     def all(self, scheme: Scheme) -> list[int]:
         if scheme not in self._all:
@@ -176,6 +184,4 @@ class _Hashes:
         return self._all[scheme]
 
     def first(self, scheme: Scheme) -> int:
-        if scheme not in self._first:
-            self._first[scheme] = chunk_hashes(self.tokens[: scheme.chunk_size], scheme)[0]
-        return self._first[scheme]
+        return chunk_hashes(self.tokens[: scheme.chunk_size], scheme)[0]
