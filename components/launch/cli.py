@@ -12,8 +12,8 @@ from rich.console import Console
 from components.graph.keys import ENVIRONMENT as API_KEY
 from components.graph.load import GraphError, dump_graph, load_graph
 from components.graph.schema import Graph
-from components.launch.disagg_cli import disagg
 from components.launch.cache_cli import cache_app, cache_controller
+from components.launch.disagg_cli import disagg
 from components.launch.flags import ServeFlags, engine_args_from, graph_from_flags, without_option
 from components.launch.launch import LaunchError, prepare, run_here, run_in_background, stop_graph
 from components.launch.plan import Plan
