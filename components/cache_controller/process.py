@@ -74,6 +74,7 @@ async def run(settings: CacheController, ready: asyncio.Event, stopping: asyncio
                         task.cancel()
             finally:
                 await runner.cleanup()
+                await servers.close()
     finally:
         protocol.close()
 

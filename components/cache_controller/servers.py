@@ -17,6 +17,7 @@ from components.cache_controller.limits import Limits
 from components.cache_controller.lookup import Found, Match
 from components.cache_controller.placements import DirectoryAnswer, prefixes
 from components.cache_controller.roster import Instant, Kind, Roster, Worker, WorkerKey
+from components.cache_controller.server_pins import ServerPins
 from components.cache_controller.workers import Clock
 from components.wire.errors import BadGatewayError, DeadlineExceededError, InvalidRequestError, PenstockError
 
@@ -106,8 +107,7 @@ class Server:
     @property
     def url(self) -> str:
         """Where it is asked."""
-        host = self.instance.ip
-        return f"http://[{host}]:{self.instance.http_port}" if ":" in host else f"http://{host}:{self.instance.http_port}"
+        return f"http://{bracketed(self.instance.ip)}:{self.instance.http_port}"
 
 
 class Servers:
@@ -129,6 +129,7 @@ class Servers:
         self._limits = limits
         self._clock = clock
         self._http = http
+        self._pins = ServerPins()
         self._servers: dict[str, Server] = {}
 
     @property
@@ -151,6 +152,10 @@ class Servers:
     def chunks(self) -> dict[str, int]:
         """Return how many objects each server's first level holds."""
         return {name: server.objects for name, server in self._servers.items()}
+
+    async def close(self) -> None:
+        """Give back what is pinned."""
+        await self._pins.close()
 
     async def watch(self) -> None:
         """Go on for ever."""
@@ -273,12 +278,14 @@ class Servers:
         return matches
 
     async def clear(self, server: Server, location: str) -> int:
-        """Empty a server's first level. Return how many tokens that took.
+        """Empty a server's first level, of pinned tokens too. Return how many tokens that took.
 
         Raises:
             InvalidRequestError: it has no such location, or cannot clear it.
         """
         _require(location in _L1, "location", "a multi-process server clears l1")
+        if self._pins.holds_any:
+            await self._pins.release(await self._engine_url(server))
         server.status = await self._ask("GET", f"{server.url}/status", _Status)
         before = server.objects
         await self._ask("POST", f"{server.url}/cache/clear", msgspec.Raw, {"tier": "l1"})
@@ -297,18 +304,26 @@ class Servers:
             await asyncio.sleep(_TOLD_POLL_S)
 
     async def pin(self, server: Server, location: str, tokens: list[int]) -> int:
-        """Keep tokens in the second level. Return how many.
+        """Keep tokens in a level; in the first one until `clear`, or this process's end. Return how many there are to keep.
 
         Raises:
-            InvalidRequestError: it has no such location, or cannot pin there.
+            InvalidRequestError: it has no such location.
         """
-        _require(location == _L2, "location", "a multi-process server pins l2")
+        _require(location in _L1 or location == _L2, "location", "a multi-process server pins l1 or l2")
         most = 0
-        for model, ranks in {(engine.model_name, engine.world_size) for engine in server.status.engines.values()}:
-            body = {"model_name": model, "world_size": ranks, "token_ids": tokens}
-            pinned = await self._ask("POST", f"{server.coordinator}/cache/pins", _Pinned, body)
-            most = max(most, pinned.affected // ranks * server.status.chunk_size)
+        for model, ranks in sorted({(engine.model_name, engine.world_size) for engine in server.status.engines.values()}):
+            if location == _L2:
+                body = {"model_name": model, "world_size": ranks, "token_ids": tokens}
+                pinned = await self._ask("POST", f"{server.coordinator}/cache/pins", _Pinned, body)
+                most = max(most, pinned.affected // ranks * server.status.chunk_size)
+            else:
+                most = max(most, await self._pins.pin(await self._engine_url(server), model, ranks, tokens))
         return most
+
+    async def _engine_url(self, server: Server) -> str:
+        """Return where a server listens to engines."""
+        config = await self._ask("GET", f"{server.url}/config", _Config)
+        return f"tcp://{bracketed(server.instance.ip)}:{config.mp.port}"
 
     async def health(self, server: Server) -> dict[int, int]:
         """Return 0 for each engine of a healthy server.
@@ -349,9 +364,22 @@ class _Stats(msgspec.Struct, frozen=True):
     l1_keys_by_instance: dict[str, int] = {}
 
 
+class _MpConfig(msgspec.Struct, frozen=True):
+    port: int
+
+
+class _Config(msgspec.Struct, frozen=True):
+    mp: _MpConfig
+
+
 class _Pinned(msgspec.Struct, frozen=True):
     requested: int = 0
     affected: int = 0
+
+
+def bracketed(host: str) -> str:
+    """Return a host as URLs want it."""
+    return f"[{host}]" if ":" in host else host
 
 
 def _require(holds: bool, param: str, message: str) -> None:

@@ -98,6 +98,26 @@ async def test_a_fleet_is_listed_looked_up_and_cleared_and_outlives_its_parts() 
         await until(found)
 
 
+@pytest.mark.timeout(200)
+async def test_a_pinned_prompt_outlives_pressure_until_it_is_cleared() -> None:
+    """A level that is filled over and over keeps what is pinned, and nothing else of that age."""
+    async with fleet() as lmcache, controller(coordinators=[lmcache.coordinator_url]) as api:
+        await until(lambda: api.workers("kv"))
+        other = [token + 1000 for token in PROMPT]
+        await lmcache.store(PROMPT)
+        await lmcache.store(other)
+        assert (await api.post("/pin", instance_id="kv", location="l1", tokens=PROMPT))["num_tokens"] == FULL
+        again = await api.post("/pin", instance_id="kv", location="LocalCPUBackend", tokens=PROMPT)
+        assert again["num_tokens"] == FULL
+        for step in range(12):
+            await lmcache.store([step * 10_000 + index + 5000 for index in range(100 * CHUNK)])
+        assert await lmcache.readable(PROMPT) == FULL
+        assert await lmcache.readable(other) == 0
+        assert await held(api) == {"kv": ("l1", FULL)}
+        await api.post("/clear", instance_id="kv", location="l1")
+        assert await lmcache.readable(PROMPT) == 0
+
+
 @pytest.mark.timeout(120)
 async def test_a_frozen_server_is_a_504_in_time() -> None:
     """The call ends by its timeout, and the others are answered meanwhile."""

@@ -34,7 +34,7 @@ class Fleet:
 
     def __init__(self, **changes: Any) -> None:
         ports = {name: free_port() for name in ("port", "http_port", "coordinator_port")}
-        self.settings = LMCache(chunk_tokens=CHUNK, l1_gb=0.1, **ports, **changes)
+        self.settings = LMCache(chunk_tokens=CHUNK, l1_gb=0.002, **ports, **changes)
         self.processes: dict[str, Process] = {}
 
     @property
