@@ -7,7 +7,6 @@ A server is an instance, each engine at it one of its workers. Knows the HTTP AP
 import asyncio
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
@@ -16,8 +15,19 @@ import msgspec
 from components.cache_controller.limits import Limits
 from components.cache_controller.lookup import Found, Match
 from components.cache_controller.placements import DirectoryAnswer, prefixes
-from components.cache_controller.roster import Instant, Kind, Roster, Worker, WorkerKey
+from components.cache_controller.roster import Kind, Roster, Worker, WorkerKey
 from components.cache_controller.server_pins import ServerPins
+from components.cache_controller.server_status import (
+    Config,
+    Engine,
+    Instance,
+    Instances,
+    Pinned,
+    Server,
+    Stats,
+    Status,
+    bracketed,
+)
 from components.cache_controller.workers import Clock
 from components.wire.errors import BadGatewayError, DeadlineExceededError, InvalidRequestError, PenstockError
 
@@ -30,84 +40,6 @@ _L2 = "l2"
 _BEHIND_POLLS = 4
 _TOLD_POLL_S = 0.05
 _TOLD_TRIES = 20
-
-
-class _Instance(msgspec.Struct, frozen=True):
-    """A server in a coordinator's list."""
-
-    instance_id: str
-    ip: str
-    http_port: int
-    registration_time: float
-    p2p_advertised_url: str = ""
-
-
-class _Instances(msgspec.Struct, frozen=True):
-    instances: list[_Instance]
-
-
-class Engine(msgspec.Struct, frozen=True):
-    """One engine's process (a rank) at a server."""
-
-    model_name: str
-    world_size: int
-
-
-class _L1Status(msgspec.Struct, frozen=True):
-    total_object_count: int = 0
-
-
-class _StorageStatus(msgspec.Struct, frozen=True):
-    l1_manager: _L1Status = _L1Status()
-
-
-class _Status(msgspec.Struct, frozen=True):
-    """What a server says of itself."""
-
-    chunk_size: int
-    hash_algorithm: str = ""
-    storage_manager: _StorageStatus = _StorageStatus()
-    cache_context_meta: dict[str, Engine] = {}
-    non_cuda_context_meta: dict[str, Engine] = {}
-
-    @property
-    def engines(self) -> dict[str, Engine]:
-        return self.cache_context_meta | self.non_cuda_context_meta
-
-
-@dataclass
-class Server:
-    """A server.
-
-    Attributes:
-        coordinator: the URL of the one that knows it.
-        instance: how it is registered there.
-        status: what it last said.
-        seen: when it said so.
-        numbers: worker ids, by the engines' own ids.
-        since: when each engine was first seen, likewise.
-        told: how many of its objects the coordinator knows.
-        behind: how often in a row those were too few; it is told a moment after the fact, and nothing of before it began.
-    """
-
-    coordinator: str
-    instance: _Instance
-    status: _Status
-    seen: Instant
-    numbers: dict[str, int] = field(default_factory=dict)
-    since: dict[str, Instant] = field(default_factory=dict)
-    told: int = 0
-    behind: int = 0
-
-    @property
-    def objects(self) -> int:
-        """How many objects its first level holds."""
-        return self.status.storage_manager.l1_manager.total_object_count
-
-    @property
-    def url(self) -> str:
-        """Where it is asked."""
-        return f"http://{bracketed(self.instance.ip)}:{self.instance.http_port}"
 
 
 class Servers:
@@ -170,11 +102,11 @@ class Servers:
 
     async def refresh(self, coordinator: str) -> None:
         """Ask a coordinator for its servers, and each of them for its engines."""
-        listed: dict[str, _Instance] = {}
+        listed: dict[str, Instance] = {}
         told: dict[str, int] = {}
         try:
-            found = await self._ask("GET", f"{coordinator}/instances", _Instances, timeout_s=_STATUS_TIMEOUT_S)
-            stats = await self._ask("GET", f"{coordinator}/directory/stats", _Stats, timeout_s=_STATUS_TIMEOUT_S)
+            found = await self._ask("GET", f"{coordinator}/instances", Instances, timeout_s=_STATUS_TIMEOUT_S)
+            stats = await self._ask("GET", f"{coordinator}/directory/stats", Stats, timeout_s=_STATUS_TIMEOUT_S)
             listed, told = {each.instance_id: each for each in found.instances}, stats.l1_keys_by_instance
         except PenstockError as error:
             if self._coordinators[coordinator]:
@@ -192,11 +124,11 @@ class Servers:
                 server.told = told.get(name, 0)
                 server.behind = server.behind + 1 if server.told < server.objects else 0
 
-    async def _look_at(self, coordinator: str, instance: _Instance, *, is_listed: bool) -> None:
+    async def _look_at(self, coordinator: str, instance: Instance, *, is_listed: bool) -> None:
         server = self._servers.get(instance.instance_id)
-        draft = Server(coordinator, instance, _Status(0), self._clock())
+        draft = Server(coordinator, instance, Status(0), self._clock())
         try:
-            status = await self._ask("GET", f"{draft.url}/status", _Status, timeout_s=_STATUS_TIMEOUT_S)
+            status = await self._ask("GET", f"{draft.url}/status", Status, timeout_s=_STATUS_TIMEOUT_S)
         except PenstockError:
             silent_s = self._clock().monotonic_s - server.seen.monotonic_s if server else 0.0
             if server and (not is_listed or silent_s > self._limits.worker_timeout_s):
@@ -286,10 +218,10 @@ class Servers:
         _require(location in _L1, "location", "a multi-process server clears l1")
         if self._pins.holds_any:
             await self._pins.release(await self._engine_url(server))
-        server.status = await self._ask("GET", f"{server.url}/status", _Status)
+        server.status = await self._ask("GET", f"{server.url}/status", Status)
         before = server.objects
         await self._ask("POST", f"{server.url}/cache/clear", msgspec.Raw, {"tier": "l1"})
-        server.status = await self._ask("GET", f"{server.url}/status", _Status)
+        server.status = await self._ask("GET", f"{server.url}/status", Status)
         await self._until_told(server)
         removed = max(0, before - server.objects)
         ranks = max((engine.world_size for engine in server.status.engines.values()), default=1)
@@ -298,7 +230,7 @@ class Servers:
     async def _until_told(self, server: Server) -> None:
         """Wait a moment until the coordinator knows of no more than a server holds; it is told after the fact."""
         for _ in range(_TOLD_TRIES):
-            stats = await self._ask("GET", f"{server.coordinator}/directory/stats", _Stats)
+            stats = await self._ask("GET", f"{server.coordinator}/directory/stats", Stats)
             if stats.l1_keys_by_instance.get(server.instance.instance_id, 0) <= server.objects:
                 return
             await asyncio.sleep(_TOLD_POLL_S)
@@ -314,7 +246,7 @@ class Servers:
         for model, ranks in sorted({(engine.model_name, engine.world_size) for engine in server.status.engines.values()}):
             if location == _L2:
                 body = {"model_name": model, "world_size": ranks, "token_ids": tokens}
-                pinned = await self._ask("POST", f"{server.coordinator}/cache/pins", _Pinned, body)
+                pinned = await self._ask("POST", f"{server.coordinator}/cache/pins", Pinned, body)
                 most = max(most, pinned.affected // ranks * server.status.chunk_size)
             else:
                 most = max(most, await self._pins.pin(await self._engine_url(server), model, ranks, tokens))
@@ -322,7 +254,7 @@ class Servers:
 
     async def _engine_url(self, server: Server) -> str:
         """Return where a server listens to engines."""
-        config = await self._ask("GET", f"{server.url}/config", _Config)
+        config = await self._ask("GET", f"{server.url}/config", Config)
         return f"tcp://{bracketed(server.instance.ip)}:{config.mp.port}"
 
     async def health(self, server: Server) -> dict[int, int]:
@@ -358,28 +290,6 @@ class Servers:
             raise BadGatewayError(f"{url} cannot be reached: {error}") from None
         except msgspec.DecodeError as error:
             raise BadGatewayError(f"{url} answers what was not expected: {error}") from None
-
-
-class _Stats(msgspec.Struct, frozen=True):
-    l1_keys_by_instance: dict[str, int] = {}
-
-
-class _MpConfig(msgspec.Struct, frozen=True):
-    port: int
-
-
-class _Config(msgspec.Struct, frozen=True):
-    mp: _MpConfig
-
-
-class _Pinned(msgspec.Struct, frozen=True):
-    requested: int = 0
-    affected: int = 0
-
-
-def bracketed(host: str) -> str:
-    """Return a host as URLs want it."""
-    return f"[{host}]" if ":" in host else host
 
 
 def _require(holds: bool, param: str, message: str) -> None:

@@ -11,6 +11,7 @@ import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,7 @@ class _Engine:
         self._client.lookup(key, 1).result(timeout=10)
         found = self._client.wait_prefetch_status(key.request_id, 5.0).result(timeout=10) or 0
         if found:
-            self._client.free_lookup_locks(self._key(tokens[: found * CHUNK], None), 1).result(timeout=10)
+            self._client.free_lookup_locks(replace(key, end=found * CHUNK), 1).result(timeout=10)
         self._client.end_session(key.request_id).result(timeout=10)
         return int(found)
 
