@@ -49,8 +49,13 @@ async def run(settings: CacheController, ready: asyncio.Event, stopping: asyncio
         stopping: ends it.
 
     Raises:
-        StartError: a port is taken, LMCache is missing, or a setting makes no sense.
+        StartError: a port is taken or open to strangers, LMCache is missing, or a setting makes no sense.
     """
+    keys = ApiKeys.from_environment()
+    if not keys and not is_loopback(settings.host):
+        raise StartError(
+            f"host: {settings.host} is open to other machines, and {ENVIRONMENT} is not set; set it, or keep to 127.0.0.1"
+        )
     limits = Limits(settings.max_workers, settings.max_chunks, settings.worker_timeout_s, settings.request_timeout_s)
     roster, counts, lookup = Roster(), Counts(), _lookup(settings)
     reports = WorkerReports(roster, lookup, limits, counts, now)
@@ -63,7 +68,7 @@ async def run(settings: CacheController, ready: asyncio.Event, stopping: asyncio
             controller = Controller(roster, reports, lookup, protocol, servers, limits)
             state_file = Path(settings.state_file) if settings.state_file else None
             liveness = Liveness(roster, reports, protocol, limits, counts, now, state_file)
-            runner = await _listen(controller, settings, registry)
+            runner = await _listen(controller, settings, keys, registry)
             try:
                 async with asyncio.TaskGroup() as tasks:
                     working = [tasks.create_task(each()) for each in (protocol.serve, liveness.watch, servers.watch)]
@@ -94,13 +99,8 @@ def _protocol(reports: WorkerReports, settings: CacheController) -> LMCacheProto
     return protocol
 
 
-async def _listen(controller: Controller, settings: CacheController, registry: CollectorRegistry) -> Runner:
-    keys, limits, answered = ApiKeys.from_environment(), HttpLimits(settings.max_body_bytes), Requests(registry).answered
-    if not keys and not is_loopback(settings.host):
-        raise StartError(
-            f"host: {settings.host} is open to other machines, and {ENVIRONMENT} is not set; set it, or keep to 127.0.0.1"
-        )
-    edge = Edge(keys, limits, answered, OPEN_ROUTES)
+async def _listen(controller: Controller, settings: CacheController, keys: ApiKeys, registry: CollectorRegistry) -> Runner:
+    edge = Edge(keys, HttpLimits(settings.max_body_bytes), Requests(registry).answered, OPEN_ROUTES)
     try:
         return await listen(App(controller, edge, registry).make(), Address(settings.host, settings.port), _DRAIN_S)
     except ListenError as error:

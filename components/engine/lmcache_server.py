@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
@@ -54,10 +55,10 @@ def server(settings: LMCache, name: str) -> "LMCacheServer":
     return LMCacheServer(_Service("server", url, "/healthcheck", _run, (settings, name)))
 
 
-def coordinator(settings: LMCache) -> "LMCacheServer":
-    """Return the coordinator of servers, not yet started."""
+def coordinator(settings: LMCache, checkpoint: Path | None) -> "LMCacheServer":
+    """Return the coordinator of servers, not yet started; it keeps what it knows in the file `checkpoint`."""
     url = f"http://{settings.host}:{settings.coordinator_port}"
-    arguments = (coordinator_arguments(settings),)
+    arguments = (coordinator_arguments(settings, checkpoint),)
     return LMCacheServer(_Service("coordinator", url, "/healthz", _run_lmcache, arguments))
 
 

@@ -1,5 +1,7 @@
 """Chooses the engine, and the server of the shared cache, that a graph asks for; imports vLLM only when it is the one."""
 
+from pathlib import Path
+
 from components.engine.protocol import CacheServer, Engine, EngineStartError
 from components.graph.schema import Graph, SimEngine, VllmEngine
 
@@ -37,8 +39,8 @@ def make_cache_server(graph: Graph, name: str) -> CacheServer:
     return lmcache_server.server(graph.lmcache, name)
 
 
-def make_coordinator(graph: Graph) -> CacheServer:
-    """Return the coordinator of `graph`'s cache servers, not yet started.
+def make_coordinator(graph: Graph, folder: Path | None) -> CacheServer:
+    """Return the coordinator of `graph`'s cache servers, not yet started; it keeps a file in `folder`.
 
     Raises:
         EngineStartError: the graph has none.
@@ -47,7 +49,7 @@ def make_coordinator(graph: Graph) -> CacheServer:
         raise EngineStartError("lmcache.coordinator_port: is missing")
     from components.engine import lmcache_server
 
-    return lmcache_server.coordinator(graph.lmcache)
+    return lmcache_server.coordinator(graph.lmcache, folder / "coordinator.checkpoint" if folder else None)
 
 
 def _simulated(graph: Graph) -> bool:

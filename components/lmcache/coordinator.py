@@ -13,7 +13,7 @@ async def serve(process: Process) -> None:
     Raises:
         FatalError: it cannot start, died, or fell silent.
     """
-    await watch(process, lambda: make_coordinator(process.graph))
+    await watch(process, lambda: make_coordinator(process.graph, process.folder))
 
 
 if __name__ == "__main__":

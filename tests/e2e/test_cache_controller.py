@@ -139,6 +139,8 @@ def test_people_may_ask_too(graph: Cached) -> None:
     assert "lmcache-0" in shown.stdout, shown.stderr
     found = graph.run("cache", "lookup", ",".join(map(str, PROMPT)), *url, "--json")
     assert json.loads(found.stdout)["matches"][0]["matched_tokens"] == FULL
+    pinned = graph.run("cache", "pin", "lmcache-0", ",".join(map(str, PROMPT)), "l1", *url)
+    assert pinned.stdout == f"pinned {FULL} tokens\n", pinned.stderr
     cleared = graph.run("cache", "clear", "lmcache-0", "l1", *url)
     assert cleared.stdout.startswith("cleared ")
     missing = graph.run("cache", "clear", "nobody", *url)

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from itertools import count
+from pathlib import Path
 
 import pytest
 
@@ -97,6 +98,31 @@ async def test_a_fleet_is_listed_looked_up_and_cleared_and_outlives_its_parts() 
         await until(lambda: api.workers("kv"))
         await lmcache.store(PROMPT)
         await until(found)
+
+
+@pytest.mark.timeout(200)
+async def test_a_coordinator_with_a_file_knows_everything_again(tmp_path: Path) -> None:
+    """As a graph runs it: killed and started anew, it finds what was stored before, and what is stored after."""
+    async with fleet(tmp_path / "checkpoint") as lmcache, controller(coordinators=[lmcache.coordinator_url]) as api:
+        await until(lambda: api.workers("kv"))
+        await lmcache.store(PROMPT)
+        await until(lambda: _has(tmp_path / "checkpoint", MODEL.encode()))
+        await until(lambda: held(api))
+        await lmcache.kill("coordinator")
+        await lmcache.start_coordinator()
+
+        async def found() -> bool:
+            answer = await api.post("/full_lookup", tokens=PROMPT)
+            return bool(answer["matches"]) and answer["warnings"] == []
+
+        await until(found)
+        other = [token + 1000 for token in PROMPT]
+        await lmcache.store(other)
+        await until(lambda: held(api, other))
+
+
+async def _has(file: Path, words: bytes) -> bool:
+    return words in await asyncio.to_thread(file.read_bytes) if await asyncio.to_thread(file.exists) else False
 
 
 @pytest.mark.timeout(200)

@@ -33,7 +33,8 @@ class Fleet:
         settings: as a graph has them.
     """
 
-    def __init__(self, **changes: Any) -> None:
+    def __init__(self, checkpoint: Path | None, **changes: Any) -> None:
+        self.checkpoint = checkpoint
         ports = {name: free_port() for name in ("port", "http_port", "coordinator_port")}
         self.settings = LMCache(chunk_tokens=CHUNK, l1_gb=0.002, **ports, **changes)
         self.processes: dict[str, Process] = {}
@@ -50,7 +51,9 @@ class Fleet:
 
     async def start_coordinator(self) -> None:
         """Start the coordinator."""
-        await self._start("coordinator", coordinator_arguments(self.settings), self.settings.coordinator_port)
+        await self._start(
+            "coordinator", coordinator_arguments(self.settings, self.checkpoint), self.settings.coordinator_port
+        )
 
     async def start_engine(self) -> None:
         """Register an engine of two blocks a chunk."""
@@ -110,9 +113,9 @@ class Fleet:
 
 
 @asynccontextmanager
-async def fleet(**changes: Any) -> AsyncIterator[Fleet]:
-    """Run a coordinator, a server and an engine."""
-    running = Fleet(**changes)
+async def fleet(checkpoint: Path | None = None, **changes: Any) -> AsyncIterator[Fleet]:
+    """Run a coordinator, a server and an engine; with a file for it, the coordinator keeps there what it knows."""
+    running = Fleet(checkpoint, **changes)
     try:
         await asyncio.gather(running.start_coordinator(), running.start_server())
         await running.start_engine()
