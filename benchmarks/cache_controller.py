@@ -20,7 +20,7 @@ import zmq.asyncio
 
 from benchmarks.report import show, write_json
 from components.cache_controller.hashing import Scheme, chunk_hashes, root_of
-from components.cache_controller.lmcache_protocol import load_messages
+from components.cache_controller.lmcache_messages import load_messages
 from components.cache_controller.process import run
 from components.graph.schema import CacheController
 

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-Tokens = Annotated[list[Annotated[int, Meta(ge=0, le=2**32 - 1)]], Meta(description="token ids, from the first on")]
+TokenId = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+Tokens = Annotated[list[TokenId], Meta(max_length=1_000_000, description="token ids, from the first on")]
 EventId = Annotated[str, Meta(max_length=256, description="names the call for /check_finish; made up when left out")]
 Position = Annotated[list[str], Meta(min_length=2, max_length=2, description="[instance_id, location]")]
 

@@ -28,7 +28,6 @@ from components.wire.errors import InvalidRequestError, NotFoundError, PenstockE
 log = logging.getLogger(__name__)
 
 _ALL = "all"
-_LONG_PROMPT_TOKENS = 50_000
 
 
 class Controller:
@@ -83,10 +82,7 @@ class Controller:
             return contract.FullLayout(event_id, matches, found.warnings)
 
     async def _find(self, tokens: list[int]) -> Found:
-        instances = self._reports.instances()
-        if len(tokens) > _LONG_PROMPT_TOKENS:
-            await asyncio.sleep(0)  # lets others be answered between two long ones
-        found = self._lookup.find(tokens, instances)
+        found = self._lookup.find(tokens, self._reports.instances())
         if self._servers.coordinators:
             at_servers = await self._servers.lookup(tokens)
             found.matches.extend(at_servers.matches)

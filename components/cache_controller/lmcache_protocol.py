@@ -6,16 +6,11 @@ what they hold to a PULL socket; each listens at a REP socket for commands. The 
 """
 
 import asyncio
-import importlib
-import importlib.util
 import logging
 import socket
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -34,50 +29,15 @@ from components.cache_controller.commands import (
     WorkerUnreachableError,
 )
 from components.cache_controller.holdings import Change
+from components.cache_controller.lmcache_messages import ProtocolError, load_messages
 from components.cache_controller.reports import Reports, SyncBegin, WorkerAddress
 from components.cache_controller.roster import WorkerKey
 from components.telemetry.logs import trail
 
 log = logging.getLogger(__name__)
 
-_MESSAGES = "lmcache.v1.cache_controller.message"
 _MAX_MESSAGE_BYTES = 64 * 2**20
 _NOT_A_MESSAGE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError)
-
-
-class ProtocolError(Exception):
-    """The protocol cannot be spoken: LMCache is missing, or a port is taken."""
-
-
-def load_messages() -> ModuleType:
-    """Import LMCache's message classes, and nothing else of it.
-
-    Its packages import torch when they are imported (1.5 s, 315 MB); the module of the messages needs none of that (0.1 s,
-    28 MB). So the packages above it are stood in for by empty ones while it is imported.
-
-    Raises:
-        ProtocolError: LMCache is not installed, or has no such module.
-    """
-    spec = importlib.util.find_spec("lmcache")
-    if spec is None or not spec.submodule_search_locations:
-        raise ProtocolError("LMCache is not installed; its workers cannot register here")
-    before = set(sys.modules)
-    root = Path(next(iter(spec.submodule_search_locations)))
-    packages = _MESSAGES.split(".")[:-1]
-    for depth in range(1, len(packages) + 1):
-        name = ".".join(packages[:depth])
-        if name not in sys.modules:
-            stand_in = ModuleType(name)
-            stand_in.__path__ = [str(root.joinpath(*packages[1:depth]))]
-            sys.modules[name] = stand_in
-    try:
-        return importlib.import_module(_MESSAGES)
-    except ImportError as error:
-        raise ProtocolError(f"LMCache's messages cannot be imported: {error}") from error
-    finally:
-        # Whoever imports LMCache for real later on finds no stand-ins.
-        for name in {name for name in set(sys.modules) - before if name.split(".")[0] == "lmcache"}:
-            del sys.modules[name]
 
 
 class LMCacheProtocol:

@@ -14,7 +14,8 @@ from components.cache_controller.controller import Controller
 from components.cache_controller.hashing import Scheme, likely_roots, root_of
 from components.cache_controller.limits import Counts, Limits
 from components.cache_controller.liveness import Liveness
-from components.cache_controller.lmcache_protocol import LMCacheProtocol, ProtocolError
+from components.cache_controller.lmcache_messages import ProtocolError
+from components.cache_controller.lmcache_protocol import LMCacheProtocol
 from components.cache_controller.lookup import Lookup
 from components.cache_controller.metrics import Requests, Watched
 from components.cache_controller.roster import Instant, Roster

@@ -23,7 +23,7 @@ def make_engine(settings: VllmEngine | SimEngine, graph: Graph) -> Engine:
 
 
 def make_cache_server(graph: Graph, name: str) -> CacheServer:
-    """Return the server of `graph`'s shared cache, not yet started; it calls itself `name`.
+    """Return the server of `graph`'s shared cache, not yet started; it calls itself by the graph's name and `name`.
 
     Raises:
         EngineStartError: the graph has none.
@@ -36,7 +36,7 @@ def make_cache_server(graph: Graph, name: str) -> CacheServer:
         return sim_server.SimCacheServer(graph.lmcache, graph.part)
     from components.engine import lmcache_server
 
-    return lmcache_server.server(graph.lmcache, name)
+    return lmcache_server.server(graph.lmcache, f"{graph.name}-{name}")
 
 
 def make_coordinator(graph: Graph, folder: Path | None) -> CacheServer:

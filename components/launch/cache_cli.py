@@ -56,8 +56,10 @@ def cache_controller(
         settings = msgspec.convert(chosen | dict(map(_setting, overrides or ())), CacheController, strict=False)
     except (msgspec.ValidationError, ValueError) as error:
         fail(str(error))
-    from components.cache_controller.serve import main
-
+    try:
+        from components.cache_controller.serve import main
+    except ImportError as error:
+        fail(f"the cache controller needs LMCache and pyzmq, as vLLM's installations have them: {error}")
     sys.exit(main(settings))
 
 

@@ -118,16 +118,16 @@ def is_ready_again(state: GraphState) -> bool:
 
 def test_a_served_prompt_is_found_and_clear_makes_the_next_one_compute(graph: Cached) -> None:
     """The engines are listed; the graph's own counter says what LMCache saved, before and after /clear."""
-    assert {each["instance_id"] for each in graph.workers()} == {"lmcache-0"}
+    assert {each["instance_id"] for each in graph.workers()} == {"disagg-lmcache-0"}
     assert [each["worker_id"] for each in graph.workers()] == [0, 1]
     assert graph.held() == {}
     assert graph.reused() == 0
-    wait_until(lambda: graph.held() == {"lmcache-0": ["l1", FULL]})
+    wait_until(lambda: graph.held() == {"disagg-lmcache-0": ["l1", FULL]})
     assert graph.reused() >= FULL - CHUNK
-    assert graph.post("/clear", instance_id="lmcache-0", location="l1")["num_tokens"] >= FULL
+    assert graph.post("/clear", instance_id="disagg-lmcache-0", location="l1")["num_tokens"] >= FULL
     assert graph.held() == {}
     assert graph.reused() == 0
-    wait_until(lambda: graph.held() == {"lmcache-0": ["l1", FULL]})
+    wait_until(lambda: graph.held() == {"disagg-lmcache-0": ["l1", FULL]})
 
 
 def test_people_may_ask_too(graph: Cached) -> None:
@@ -136,12 +136,12 @@ def test_people_may_ask_too(graph: Cached) -> None:
     wait_until(graph.held)
     url = ("--url", f"http://127.0.0.1:{graph.controller_port}")
     shown = graph.run("cache", "workers", *url)
-    assert "lmcache-0" in shown.stdout, shown.stderr
+    assert "disagg-lmcache-0" in shown.stdout, shown.stderr
     found = graph.run("cache", "lookup", ",".join(map(str, PROMPT)), *url, "--json")
     assert json.loads(found.stdout)["matches"][0]["matched_tokens"] == FULL
-    pinned = graph.run("cache", "pin", "lmcache-0", ",".join(map(str, PROMPT)), "l1", *url)
+    pinned = graph.run("cache", "pin", "disagg-lmcache-0", ",".join(map(str, PROMPT)), "l1", *url)
     assert pinned.stdout == f"pinned {FULL} tokens\n", pinned.stderr
-    cleared = graph.run("cache", "clear", "lmcache-0", "l1", *url)
+    cleared = graph.run("cache", "clear", "disagg-lmcache-0", "l1", *url)
     assert cleared.stdout.startswith("cleared ")
     missing = graph.run("cache", "clear", "nobody", *url)
     assert missing.returncode == 1
@@ -149,9 +149,9 @@ def test_people_may_ask_too(graph: Cached) -> None:
     away = graph.run("cache", "workers", "--url", f"http://127.0.0.1:{free_port()}")
     assert away.returncode == 1
     assert "no cache controller answers" in away.stderr
-    example = [graph.argv()[0], "examples/query_worker_info.py", "lmcache-0", url[1]]
+    example = [graph.argv()[0], "examples/query_worker_info.py", "disagg-lmcache-0", url[1]]
     done = subprocess.run(example, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
-    assert "lmcache-0" in done.stdout
+    assert "disagg-lmcache-0" in done.stdout
 
 
 def test_a_restarted_controller_and_a_restarted_engine_are_no_loss(graph: Cached) -> None:
@@ -167,5 +167,5 @@ def test_a_restarted_controller_and_a_restarted_engine_are_no_loss(graph: Cached
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: max(each["registration_time"] for each in graph.workers()) > before, timeout_s=200)
     graph.until(is_ready_again, 200)
-    assert graph.held() == {"lmcache-0": ["l1", FULL]}
+    assert graph.held() == {"disagg-lmcache-0": ["l1", FULL]}
     assert graph.reused() >= FULL - CHUNK
