@@ -7,6 +7,7 @@ what they hold to a PULL socket; each listens at a REP socket for commands. The 
 
 import asyncio
 import logging
+import re
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -37,6 +38,8 @@ from components.telemetry.logs import trail
 log = logging.getLogger(__name__)
 
 _MAX_MESSAGE_BYTES = 64 * 2**20
+_MAX_NAME = 256
+_HOST = re.compile(r"[A-Za-z0-9._:-]{1,255}")
 _NOT_A_MESSAGE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError)
 
 
@@ -245,6 +248,13 @@ def _key(message: Any) -> WorkerKey:
 
 
 def _address(message: Any) -> WorkerAddress:
+    """Return who and where a worker says it is.
+
+    Raises:
+        ValueError: nobody could be there.
+    """
+    if not (_HOST.fullmatch(message.ip) and 0 < message.port < 2**16 and 0 < len(message.instance_id) <= _MAX_NAME):
+        raise ValueError("no address of a worker")
     return WorkerAddress(_key(message), message.ip, message.port, message.peer_init_url)
 
 

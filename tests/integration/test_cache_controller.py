@@ -16,6 +16,7 @@ from tests.support.cache_controller import EXAMPLE, Api, controller, until, work
 from tests.support.lmcache_workers import LOCATION, WorkerProcess, worker_process
 
 PROMPT = list(range(100, 1100))  # three full chunks and a tail of 232 tokens
+NOWHERE = b'{"type": "RegisterMsg", "instance_id": "x", "worker_id": 0, "ip": "\\u0000", "port": 1, "peer_init_url": null}'
 FIELDS = {
     "instance_id": str,
     "worker_id": int,
@@ -348,12 +349,13 @@ async def test_noise_on_the_sockets_is_counted_and_dropped() -> None:
                 dealer = context.socket(zmq.DEALER)
                 dealer.connect(f"tcp://127.0.0.1:{port}")
                 await dealer.send(b"alone")
-                await dealer.send_multipart([b"", b"\xc1"])
-                async with asyncio.timeout(10):
-                    assert b"ErrorMsg" in (await dealer.recv_multipart())[-1]
+                for bad in (b"\xc1", NOWHERE):
+                    await dealer.send_multipart([b"", bad])
+                    async with asyncio.timeout(10):
+                        assert b"ErrorMsg" in (await dealer.recv_multipart())[-1]
 
             async def counted() -> bool:
-                return await api.metric("malformed_total") == len(noise) + 4
+                return await api.metric("malformed_total") == len(noise) + 6
 
             await until(counted)
         finally:
