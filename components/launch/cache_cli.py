@@ -124,6 +124,20 @@ def pin(
     typer.echo(f"pinned {answer['num_tokens']} tokens")
 
 
+@cache_app.command()
+def environment(
+    host: Annotated[str, typer.Option(help="Where the controller is, as the engine sees it.")] = "localhost",
+    monitor_port: Annotated[int, typer.Option(help="The controller's --monitor-port.")] = _DEFAULTS.monitor_port,
+) -> None:
+    """Print what an engine needs in its environment, beside an LMCache YAML as LMCache's documents show it.
+
+    LMCache refuses those YAMLs by now for want of an address; without heartbeats and a fixed seed a controller knows less.
+    """
+    typer.echo(f"LMCACHE_CONTROLLER_REPLY_URL={host}:{monitor_port + 1}")
+    typer.echo("LMCACHE_LMCACHE_WORKER_HEARTBEAT_TIME=1")
+    typer.echo("PYTHONHASHSEED=0")
+
+
 def _tokens(text: str) -> list[int]:
     words = (sys.stdin.read() if text == "-" else text).replace(",", " ").split()
     try:

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,21 @@ from tests.support.cache_controller import EXAMPLE, Api, controller, until, work
 from tests.support.lmcache_workers import LOCATION, WorkerProcess, worker_process
 
 PROMPT = list(range(100, 1100))  # three full chunks and a tail of 232 tokens
+DOCUMENT = """
+chunk_size: 256
+local_cpu: True
+max_local_cpu_size: 5
+
+# cache controller configurations
+enable_controller: True
+lmcache_instance_id: "lmcache_default_instance"
+controller_pull_url: "localhost:9001"
+lmcache_worker_ports: 8001
+
+# Peer identifiers
+p2p_host: "localhost"
+p2p_init_ports: 8200
+"""
 NOWHERE = b'{"type": "RegisterMsg", "instance_id": "x", "worker_id": 0, "ip": "\\u0000", "port": 1, "peer_init_url": null}'
 FIELDS = {
     "instance_id": str,
@@ -78,6 +95,21 @@ async def test_the_shipped_yaml_is_what_lmcache_takes() -> None:
     assert loaded["lmcache_instance_id"] == "lmcache_default_instance"
     assert loaded["enable_controller"]
     assert loaded["chunk_size"] == 256
+
+
+async def test_the_documents_own_yaml_works_with_what_is_printed_for_it(tmp_path: Path) -> None:
+    """LMCache refuses it as it stands, for want of `controller_reply_url`."""
+    file = tmp_path / "example.yaml"
+    file.write_text(DOCUMENT)
+    command = [sys.executable, "-m", "components.launch", "cache", "environment", "--monitor-port", "9001"]
+    printed = await asyncio.to_thread(subprocess.check_output, command, text=True)
+    variables = dict(line.split("=", 1) for line in printed.split())
+    assert variables["PYTHONHASHSEED"] == "0"
+    async with worker_process(variables=variables) as workers:
+        loaded = await workers.do("load", file=str(file))
+    assert loaded["controller_reply_url"] == "localhost:9002"
+    assert loaded["lmcache_worker_ports"] == [8001]
+    assert loaded["lmcache_worker_heartbeat_time"] == 1
 
 
 async def test_a_worker_comes_beats_and_leaves() -> None:

@@ -56,14 +56,17 @@ class WorkerProcess:
 
 
 @asynccontextmanager
-async def worker_process(seed: str | None = "0", *, vllm: bool = False) -> AsyncIterator[WorkerProcess]:
-    """Run a process for workers; without vLLM, chains of hashes begin with 0."""
+async def worker_process(
+    seed: str | None = "0", *, vllm: bool = False, variables: dict[str, str] | None = None
+) -> AsyncIterator[WorkerProcess]:
+    """Run a process for workers, with more environment variables; without vLLM, chains of hashes begin with 0."""
     environment = {
         **os.environ,
         "LMCACHE_TRACK_USAGE": "false",
         "LMCACHE_LOG_LEVEL": "ERROR",
         "WITHOUT_VLLM": "" if vllm else "1",
     }
+    environment |= variables or {}
     environment.pop("PYTHONHASHSEED", None)
     if seed is not None:
         environment["PYTHONHASHSEED"] = seed
@@ -188,8 +191,10 @@ class _Host:
         from lmcache.v1.config import LMCacheEngineConfig
 
         config = LMCacheEngineConfig.from_file(file)
+        config.update_config_from_env()
         config.validate()
         names = ("chunk_size", "enable_controller", "controller_pull_url", "controller_reply_url", "lmcache_worker_ports")
+        names += ("lmcache_worker_heartbeat_time",)
         return {name: getattr(config, name) for name in (*names, "lmcache_instance_id")}
 
     def store(self, instance: str, tokens: list[int], rank: int = 0) -> int:
