@@ -46,6 +46,7 @@ class Process:
         subjects: where to publish and listen.
         member: this process's state and metrics.
         tasks: owns the component's background tasks; one that fails ends the process.
+        folder: where it may keep files for its next life; None keeps none.
     """
 
     graph: Graph
@@ -53,6 +54,7 @@ class Process:
     subjects: Subjects
     member: Member
     tasks: asyncio.TaskGroup
+    folder: Path | None = None
 
 
 Serve = Callable[[Process], Awaitable[None]]
@@ -78,14 +80,14 @@ def run(component: str, serve: Serve, argv: list[str] | None = None) -> int:
         return 2
     setup_logging(arguments.name, graph.telemetry.log_level, graph.telemetry.log_format)
     try:
-        uvloop.run(_run(component, arguments.name, graph, serve))
+        uvloop.run(_run(component, arguments.name, graph, serve, arguments.graph.absolute().parent))
     except (FatalError, BusError) as error:
         log.error("%s", error)  # noqa: TRY400 the text says it all
         return 1
     return 0
 
 
-async def _run(component: str, name: str, graph: Graph, serve: Serve) -> None:
+async def _run(component: str, name: str, graph: Graph, serve: Serve, folder: Path) -> None:
     if isinstance(graph.nats, str) and graph.nats == "embedded":
         raise FatalError("nats: is `embedded`, which only `penstock up` can resolve; name a server with --set nats=URL")
     nats = Nats(url=graph.nats) if isinstance(graph.nats, str) else graph.nats
@@ -104,7 +106,7 @@ async def _run(component: str, name: str, graph: Graph, serve: Serve) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(member.run())
             tasks.create_task(_end_with(bus))
-            await serve(Process(graph, bus, subjects, member, tasks))
+            await serve(Process(graph, bus, subjects, member, tasks, folder))
             raise _Finished
     except BaseExceptionGroup as group:
         cause = _first(group)

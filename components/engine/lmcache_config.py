@@ -3,12 +3,16 @@
 import asyncio
 import contextlib
 import json
+from pathlib import Path
 from typing import Any
 
 from components.graph.schema import LMCache
 
 _HEARTBEAT_S = 1.0
 _KNOCK_S = 0.1
+_REPORT_S = 0.05
+_MISSED_BEATS = 5
+_CHECKPOINT_S = 1.0
 
 
 def server_arguments(settings: LMCache, name: str, *, on_cpu: bool, can_silence_events: bool) -> list[str]:
@@ -29,10 +33,32 @@ def server_arguments(settings: LMCache, name: str, *, on_cpu: bool, can_silence_
     if on_cpu:
         words += ["--supported-transfer-mode", "engine_driven"]
         words += ["--kv-event-log-size", 0] if can_silence_events else []
+    if settings.coordinator_port:
+        words += [
+            "--coordinator-url",
+            f"http://{settings.host}:{settings.coordinator_port}",
+            "--coordinator-event-reporting",
+        ]
+        words += ["--coordinator-advertise-ip", settings.host, "--coordinator-heartbeat-interval", _HEARTBEAT_S]
+        words += ["--coordinator-event-flush-interval", _REPORT_S]
     for adapter in settings.l2:
         words += ["--l2-adapter", json.dumps(adapter)]
     for option, value in settings.args.items():
         words += _option(option.replace("_", "-"), value)
+    return [str(word) for word in words]
+
+
+def coordinator_arguments(settings: LMCache, checkpoint: Path | None) -> list[str]:
+    """Return the arguments of ``lmcache coordinator``; it must cut prompts into chunks as its servers do.
+
+    Args:
+        settings: of the graph.
+        checkpoint: where it keeps what it knows; servers tell it of changes only, so without it a new one knows nothing.
+    """
+    words: list[Any] = ["coordinator", "--quiet", "--host", settings.host, "--port", settings.coordinator_port]
+    words += ["--chunk-size", settings.chunk_tokens]
+    words += ["--instance-timeout", _MISSED_BEATS * _HEARTBEAT_S, "--health-check-interval", _HEARTBEAT_S]
+    words += ["--checkpoint-path", checkpoint, "--checkpoint-interval", _CHECKPOINT_S] if checkpoint else []
     return [str(word) for word in words]
 
 

@@ -1,4 +1,4 @@
-"""LMCache's multi-process server, unmodified, in a process beside this one, watched through its HTTP port.
+"""LMCache's multi-process server, or its coordinator, unmodified, in a process beside this one, watched over HTTP.
 
 Where this process was started warm, so is the server. Source: LMCache's ``cli`` and ``v1/multiprocess/http_server.py``.
 """
@@ -12,11 +12,13 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from components.engine.lmcache_config import server_arguments
+from components.engine.lmcache_config import coordinator_arguments, server_arguments
 from components.engine.protocol import EngineStartError
 from components.graph.schema import LMCache
 from components.wire.messages import MetricFamily, MetricSample
@@ -28,17 +30,43 @@ _SILENT_S = 10.0
 _STOP_TIMEOUT_S = 5.0
 
 
-class LMCacheServer:
-    """One server.
+@dataclass(frozen=True)
+class _Service:
+    """What a process of LMCache is.
 
-    Args:
-        settings: of the graph.
-        name: what it calls itself.
+    Attributes:
+        kind: for a person.
+        url: where it is watched.
+        health_path: answers 200 when it is well.
+        run: is it, in a process of its own.
+        arguments: of `run`.
     """
 
-    def __init__(self, settings: LMCache, name: str) -> None:
-        self._settings = settings
-        self._name = name
+    kind: str
+    url: str
+    health_path: str
+    run: Callable[..., None]
+    arguments: tuple[object, ...]
+
+
+def server(settings: LMCache, name: str) -> "LMCacheServer":
+    """Return the server of engines, not yet started; it calls itself `name`."""
+    url = f"http://{settings.host}:{settings.http_port}"
+    return LMCacheServer(_Service("server", url, "/healthcheck", _run, (settings, name)))
+
+
+def coordinator(settings: LMCache, checkpoint: Path | None) -> "LMCacheServer":
+    """Return the coordinator of servers, not yet started; it keeps what it knows in the file `checkpoint`."""
+    url = f"http://{settings.host}:{settings.coordinator_port}"
+    arguments = (coordinator_arguments(settings, checkpoint),)
+    return LMCacheServer(_Service("coordinator", url, "/healthz", _run_lmcache, arguments))
+
+
+class LMCacheServer:
+    """One server, or one coordinator."""
+
+    def __init__(self, service: _Service) -> None:
+        self._service = service
         self._process: multiprocessing.process.BaseProcess | None = None
         self._session: aiohttp.ClientSession | None = None
         self._families: list[MetricFamily] = []
@@ -46,16 +74,14 @@ class LMCacheServer:
     async def start(self, progress: Callable[[str], None]) -> str:
         """Start the process and wait until it answers; see `CacheServer.start`."""
         progress("importing LMCache")
-        process = multiprocessing.get_context("spawn").Process(target=_run, args=(self._settings, self._name), daemon=True)
+        service = self._service
+        process = multiprocessing.get_context("spawn").Process(target=service.run, args=service.arguments, daemon=True)
         await asyncio.to_thread(process.start)
         self._process = process
-        self._session = aiohttp.ClientSession(
-            f"http://{self._settings.host}:{self._settings.http_port}",
-            timeout=aiohttp.ClientTimeout(total=_ANSWER_TIMEOUT_S),
-        )
+        self._session = aiohttp.ClientSession(service.url, timeout=aiohttp.ClientTimeout(total=_ANSWER_TIMEOUT_S))
         while not await self._healthy():
             if not process.is_alive():
-                raise EngineStartError(f"the LMCache server exited with {process.exitcode}; its log says why")
+                raise EngineStartError(f"the LMCache {service.kind} exited with {process.exitcode}; its log says why")
             await asyncio.sleep(_POLL_S)
         return f"lmcache {importlib.metadata.version('lmcache')}"
 
@@ -70,9 +96,9 @@ class LMCacheServer:
             if families := await self._scrape():
                 self._families, answered_s = families, time.monotonic()
             elif time.monotonic() - answered_s > _SILENT_S:
-                return f"the LMCache server has not answered for {_SILENT_S:.0f} s"
+                return f"the LMCache {self._service.kind} has not answered for {_SILENT_S:.0f} s"
             await asyncio.sleep(_LOOK_S)
-        return f"the LMCache server exited with {self._process.exitcode if self._process else None}"
+        return f"the LMCache {self._service.kind} exited with {self._process.exitcode if self._process else None}"
 
     async def stop(self) -> None:
         """End the server; see `CacheServer.stop`."""
@@ -88,7 +114,7 @@ class LMCacheServer:
             await asyncio.to_thread(process.join)
 
     async def _healthy(self) -> bool:
-        return await self._get("/healthcheck") is not None
+        return await self._get(self._service.health_path) is not None
 
     async def _scrape(self) -> list[MetricFamily]:
         return _families(await self._get("/metrics") or "")
@@ -120,15 +146,20 @@ def _families(text: str) -> list[MetricFamily]:
 
 
 def _run(settings: LMCache, name: str) -> None:
-    """Be the server: what ``lmcache server …`` does on a command line."""
-    for variable, value in {"LMCACHE_TRACK_USAGE": "false", "DO_NOT_TRACK": "1", "LMCACHE_DISABLE_BANNER": "1"}.items():
-        os.environ.setdefault(variable, value)
-    from lmcache.cli.main import main
+    """Be the server."""
     from lmcache.v1.multiprocess.config import MPServerConfig
     from vllm.platforms import current_platform
 
-    logging.getLogger("uvicorn.access").addFilter(lambda _: False)  # we look once a second
     silence = hasattr(MPServerConfig, "kv_event_log_size")  # since 0.5.4 or later, not in 0.5.3
-    arguments = server_arguments(settings, name, on_cpu=current_platform.is_cpu(), can_silence_events=silence)
+    _run_lmcache(server_arguments(settings, name, on_cpu=current_platform.is_cpu(), can_silence_events=silence))
+
+
+def _run_lmcache(arguments: list[str]) -> None:
+    """Be what ``lmcache …`` is on a command line."""
+    for variable, value in {"LMCACHE_TRACK_USAGE": "false", "DO_NOT_TRACK": "1", "LMCACHE_DISABLE_BANNER": "1"}.items():
+        os.environ.setdefault(variable, value)
+    from lmcache.cli.main import main
+
+    logging.getLogger("uvicorn.access").addFilter(lambda _: False)  # we look once a second
     sys.argv = ["lmcache", *arguments]
     main()

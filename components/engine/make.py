@@ -1,5 +1,7 @@
 """Chooses the engine, and the server of the shared cache, that a graph asks for; imports vLLM only when it is the one."""
 
+from pathlib import Path
+
 from components.engine.protocol import CacheServer, Engine, EngineStartError
 from components.graph.schema import Graph, SimEngine, VllmEngine
 
@@ -21,7 +23,7 @@ def make_engine(settings: VllmEngine | SimEngine, graph: Graph) -> Engine:
 
 
 def make_cache_server(graph: Graph, name: str) -> CacheServer:
-    """Return the server of `graph`'s shared cache, not yet started; it calls itself `name`.
+    """Return the server of `graph`'s shared cache, not yet started; it calls itself by the graph's name and `name`.
 
     Raises:
         EngineStartError: the graph has none.
@@ -34,7 +36,20 @@ def make_cache_server(graph: Graph, name: str) -> CacheServer:
         return sim_server.SimCacheServer(graph.lmcache, graph.part)
     from components.engine import lmcache_server
 
-    return lmcache_server.LMCacheServer(graph.lmcache, name)
+    return lmcache_server.server(graph.lmcache, f"{graph.name}-{name}")
+
+
+def make_coordinator(graph: Graph, folder: Path | None) -> CacheServer:
+    """Return the coordinator of `graph`'s cache servers, not yet started; it keeps a file in `folder`.
+
+    Raises:
+        EngineStartError: the graph has none.
+    """
+    if graph.lmcache is None or not graph.lmcache.coordinator_port:
+        raise EngineStartError("lmcache.coordinator_port: is missing")
+    from components.engine import lmcache_server
+
+    return lmcache_server.coordinator(graph.lmcache, folder / "coordinator.checkpoint" if folder else None)
 
 
 def _simulated(graph: Graph) -> bool:

@@ -1,6 +1,7 @@
 """The API keys that open a graph's HTTP servers. They come from the environment: a secret stands in no graph file."""
 
 import hmac
+import ipaddress
 import os
 from collections.abc import Mapping
 
@@ -57,3 +58,11 @@ class ApiKeys:
 
 def _keys_in(environment: Mapping[str, str], variable: str) -> list[str]:
     return [key.strip() for key in environment.get(variable, "").split(",") if key.strip()]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether what listens on `host` is reached from this machine only, so that it may do without a key."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -100,6 +100,7 @@ class LMCache(Settings, frozen=True):
     l1_gb: float = 2.0  # memory for KV, in GiB
     eviction_policy: Literal["LRU", "ARC", "IsolatedLRU", "noop"] = "LRU"  # what goes when it is full
     l2: list[dict[str, Any]] = []  # slower stores behind it, as `--l2-adapter` takes them: [{type: fs, base_path: /kv}]
+    coordinator_port: int = 0  # more than 0: LMCache's coordinator listens here, and tells the cache controller what is held
     timeout_s: float = 5.0  # an engine that waits longer for it goes on without it
     args: dict[str, Any] = {}  # further options of `lmcache server`, such as {max-workers: 4}
 
@@ -236,3 +237,25 @@ class Graph(Settings, frozen=True):
     def process_name(self, component: str, index: int) -> str:
         """Return the name of a process, unique in all parts of the graph: ``decode-0``, or ``decode-a-0`` on host a."""
         return f"{component}-{self.host}-{index}" if self.host else f"{component}-{index}"
+
+
+class CacheController(Settings, frozen=True):
+    """The cache controller, which belongs to no graph: a flag sets each of these, such as `--monitor-port 9001`."""
+
+    host: str = "127.0.0.1"  # address of the REST API and of the monitor ports; loopback unless told otherwise
+    port: int = 9000  # TCP port of the REST API
+    monitor_port: int = 9001  # LMCache workers push what they hold here: their `controller_pull_url`
+    reply_port: int = 0  # they register here: their `controller_reply_url`; 0: monitor_port + 1
+    heartbeat_port: int = 0  # they beat here, and are told so when they register; 0: monitor_port + 2
+    coordinators: list[str] = []  # URLs of `lmcache coordinator`s, whose multi-process servers are instances, too
+    request_timeout_s: float = 10.0  # a call that has to ask workers or servers ends by then: 502 or 504
+    worker_timeout_s: float = 30.0  # a worker silent for half of it is asked for its health; for all of it, forgotten
+    max_workers: int = 10_000  # further registrations are refused and counted
+    max_chunks: int = 20_000_000  # most chunk hashes kept; further ones are refused and counted
+    max_body_bytes: int = 32 * 1024 * 1024  # longer request bodies get 413
+    chunk_size: int = 256  # tokens a chunk, as in the engines' LMCache; others are found out and reported
+    hash_algorithm: Literal["builtin", "sha256_cbor"] = "builtin"  # the engines' `pre_caching_hash_algorithm`
+    hash_seed: str | None = None  # the engines' PYTHONHASHSEED; default: this process's, else 0
+    state_file: str | None = None  # who is registered, for a restart; default: a file of this port's among penstock's states
+    log_level: Literal["debug", "info", "warning", "error"] = "info"  # least severe level to write
+    log_format: Literal["text", "json"] = "text"  # one line each; json for machines

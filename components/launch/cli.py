@@ -12,6 +12,7 @@ from rich.console import Console
 from components.graph.keys import ENVIRONMENT as API_KEY
 from components.graph.load import GraphError, dump_graph, load_graph
 from components.graph.schema import Graph
+from components.launch.cache_cli import cache_app, cache_controller
 from components.launch.disagg_cli import disagg
 from components.launch.flags import ServeFlags, engine_args_from, graph_from_flags, without_option
 from components.launch.jobs_cli import job_worker, jobs_app, queue_graph
@@ -36,6 +37,8 @@ app.add_typer(queue_app, name="queue")
 app.command()(disagg)
 app.add_typer(jobs_app, name="jobs")
 app.command("job-worker")(job_worker)
+app.add_typer(cache_app, name="cache")
+app.command(name="cache-controller")(cache_controller)
 
 GraphFile = Annotated[Path, typer.Argument(metavar="GRAPH.yaml", help="The graph, such as graphs/agg.yaml.")]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Change a setting; may be repeated.")]

@@ -3,13 +3,12 @@
 Starts nothing and looks at nothing; `components.launch.machine` gathers the facts, `supervisor` carries the plan out.
 """
 
-import ipaddress
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from components.graph.keys import ENVIRONMENT
+from components.graph.keys import ENVIRONMENT, is_loopback
 from components.graph.schema import Graph, VllmEngine
 from components.launch.devices import Machine, PlanError, assign, engine_groups
 
@@ -19,7 +18,8 @@ class ProcessSpec(msgspec.Struct, frozen=True):
 
     Attributes:
         name: unique in the graph, such as ``decode-0``.
-        component: ``nats``, ``processor``, ``router``, ``lmcache``, ``decode``, ``prefill``, ``jobs``, ``job-worker``.
+        component: ``nats``, ``processor``, ``router``, ``lmcache``, ``coordinator``, ``decode``, ``prefill``, ``jobs``,
+            ``job-worker``.
         module: run as ``python -m <module> --graph FILE --name <name>``; empty for nats-server.
         environment: variables for this process alone.
         warm: forked from a process that has vLLM imported already.
@@ -73,7 +73,8 @@ def make_plan(graph: Graph, machine: Machine) -> Plan:
     _check_hosts(graph, machine)
     _check_kv_and_keys(graph, machine)
     processes = [NATS] if graph.nats == "embedded" else []
-    processes += [*_processors(graph), *_routers(graph), *_lmcache(graph), *_workers(graph, machine), *_jobs(graph)]
+    processes += [*_processors(graph), *_routers(graph), *_lmcache(graph), *_coordinator(graph)]
+    processes += [*_workers(graph, machine), *_jobs(graph)]
     return Plan(graph, tuple(processes))
 
 
@@ -88,6 +89,7 @@ def wanted_ports(graph: Graph) -> dict[int, Listener]:
     for spec in _lmcache(graph):
         wanted += [(spec, port, f"lmcache.{name}") for port, name in zip(spec.ports, ("port", "http_port"), strict=False)]
     wanted += [(spec, port, "jobs.http_port") for spec in _jobs(graph) for port in spec.ports]
+    wanted += [(spec, port, "lmcache.coordinator_port") for spec in _coordinator(graph) for port in spec.ports]
     for spec, port, setting in wanted:
         if port in ports:
             raise PlanError(f"{setting}: {port} is wanted twice, by {spec.name} and as {ports[port].setting}")
@@ -110,7 +112,7 @@ def _check_hosts(graph: Graph, machine: Machine) -> None:
         "jobs": jobs.http_host if jobs and jobs.replicas else None,
     }
     for component, host in hosts.items():
-        if host is not None and not machine.api_keys and not _is_loopback(host):
+        if host is not None and not machine.api_keys and not is_loopback(host):
             raise PlanError(
                 f"components.{component}.http_host: {host} is open to other machines, and {ENVIRONMENT} is not set; "
                 "set it, or keep to 127.0.0.1"
@@ -125,13 +127,6 @@ def _check_kv_and_keys(graph: Graph, machine: Machine) -> None:
     processor = graph.components.processor
     if graph.http.isolate_api_keys and processor and processor.replicas and not machine.api_keys:
         raise PlanError(f"http.isolate_api_keys: needs API keys, and {ENVIRONMENT} is not set")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _processors(graph: Graph) -> Iterator[ProcessSpec]:
@@ -174,6 +169,21 @@ def _lmcache(graph: Graph) -> Iterator[ProcessSpec]:
         "components.lmcache",
         warm=real and graph.supervision.warm_start,
         ports=(settings.port, settings.http_port) if real else (),
+        host=settings.host,
+    )
+
+
+def _coordinator(graph: Graph) -> Iterator[ProcessSpec]:
+    """Yield LMCache's coordinator, where there is a real server for it to know."""
+    settings, servers = graph.lmcache, list(_lmcache(graph))
+    if settings is None or not settings.coordinator_port or not any(spec.ports for spec in servers):
+        return
+    yield ProcessSpec(
+        graph.process_name("coordinator", 0),
+        "coordinator",
+        "components.lmcache.coordinator",
+        warm=servers[0].warm,
+        ports=(settings.coordinator_port,),
         host=settings.host,
     )
 

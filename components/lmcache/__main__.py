@@ -4,10 +4,11 @@ Whoever started this process starts it again; engines compute what they cannot l
 """
 
 import sys
+from collections.abc import Callable
 
 from components.bus.process import FatalError, Process, run, unless
 from components.engine.make import make_cache_server
-from components.engine.protocol import EngineStartError
+from components.engine.protocol import CacheServer, EngineStartError
 from components.wire.messages import ProcessState
 
 
@@ -17,9 +18,18 @@ async def serve(process: Process) -> None:
     Raises:
         FatalError: it cannot start, died, or fell silent.
     """
+    await watch(process, lambda: make_cache_server(process.graph, process.member.name))
+
+
+async def watch(process: Process, make: Callable[[], CacheServer]) -> None:
+    """Run what `make` makes until the process is told to stop.
+
+    Raises:
+        FatalError: it cannot start, died, or fell silent.
+    """
     member = process.member
     try:
-        server = make_cache_server(process.graph, member.name)
+        server = make()
     except EngineStartError as error:
         raise FatalError(str(error)) from error
     try:

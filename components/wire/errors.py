@@ -22,8 +22,10 @@ class ErrorCode(StrEnum):
     CONFLICT = "conflict"
     REQUEST_TIMEOUT = "request_timeout"
     BODY_TOO_LARGE = "body_too_large"
+    UNPROCESSABLE = "unprocessable"
     OVERLOADED = "overloaded"
     WORKER_FAILED = "worker_failed"
+    BAD_GATEWAY = "bad_gateway"
     NO_WORKER = "no_worker"
     WORKER_LOST = "worker_lost"
     DEADLINE_EXCEEDED = "deadline_exceeded"
@@ -41,10 +43,12 @@ HTTP_STATUS: dict[ErrorCode, int] = {
     ErrorCode.REQUEST_TIMEOUT: 408,
     ErrorCode.CONFLICT: 409,
     ErrorCode.BODY_TOO_LARGE: 413,
+    ErrorCode.UNPROCESSABLE: 422,
     ErrorCode.OVERLOADED: 429,
     ErrorCode.CANCELLED: 499,
     ErrorCode.INTERNAL: 500,
     ErrorCode.WORKER_FAILED: 502,
+    ErrorCode.BAD_GATEWAY: 502,
     ErrorCode.NO_WORKER: 503,
     ErrorCode.WORKER_LOST: 503,
     ErrorCode.DEADLINE_EXCEEDED: 504,
@@ -108,7 +112,7 @@ class ModelNotFoundError(PenstockError):
 
 
 class NotFoundError(PenstockError):
-    """Nothing is at this path."""
+    """Nothing is at this path, or has this name."""
 
     code = ErrorCode.NOT_FOUND
 
@@ -143,10 +147,22 @@ class BodyTooLargeError(PenstockError):
     code = ErrorCode.BODY_TOO_LARGE
 
 
+class UnprocessableError(PenstockError):
+    """The body is JSON, but its fields are not of the types that the route takes."""
+
+    code = ErrorCode.UNPROCESSABLE
+
+
 class OverloadedError(PenstockError):
     """The server holds as many requests as it takes; try again later."""
 
     code = ErrorCode.OVERLOADED
+
+
+class BadGatewayError(PenstockError):
+    """A process that this server had to ask cannot be reached, or failed."""
+
+    code = ErrorCode.BAD_GATEWAY
 
 
 class NoWorkerError(PenstockError):
@@ -187,7 +203,9 @@ _BY_CODE: dict[ErrorCode, type[PenstockError]] = {
         WorkerFailedError,
         RequestTimeoutError,
         BodyTooLargeError,
+        UnprocessableError,
         OverloadedError,
+        BadGatewayError,
         NoWorkerError,
         WorkerLostError,
         DeadlineExceededError,

@@ -74,6 +74,19 @@ def test_lmcache_ports_are_checked_like_the_others() -> None:
         make_plan(disaggregated(port=8182), CPU)
 
 
+def test_a_coordinator_stands_beside_a_real_lmcache_server() -> None:
+    """Where its port is set; taken ports are refused like the others."""
+    graph = disaggregated(coordinator_port=9300)
+    coordinator = make_plan(graph, CPU).processes[4]
+    assert (coordinator.name, coordinator.module, coordinator.ports) == (
+        "coordinator-0",
+        "components.lmcache.coordinator",
+        (9300,),
+    )
+    with pytest.raises(PlanError, match=r"lmcache\.coordinator_port: 8182 is wanted twice"):
+        make_plan(disaggregated(coordinator_port=8182), CPU)
+
+
 def test_simulated_engines_need_no_lmcache_ports() -> None:
     """Their KV goes nowhere, so nobody listens."""
     components = {"processor": {}, "decode": {"engine": {"kind": "sim"}}, "prefill": {}}

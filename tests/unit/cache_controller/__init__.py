@@ -1,0 +1,1 @@
+"""The cache controller's pure parts."""
