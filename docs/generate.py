@@ -12,7 +12,7 @@ from types import ModuleType
 
 import msgspec
 
-from components.graph.schema import Graph, Settings
+from components.graph.schema import ControllerSettings, Graph, Settings
 from components.wire import errors, kv, messages, prefill, queueing, routing, subjects
 
 HERE = Path(__file__).parent
@@ -101,8 +101,9 @@ def _settings_sections() -> Iterator[str]:
     )
     done: set[type] = set()
     todo: list[tuple[str, type[Settings]]] = [("", Graph)]
-    while todo:
-        path, kind = todo.pop(0)
+    roots: list[tuple[str, type[Settings]]] = [("penstock controller", ControllerSettings)]
+    while todo or roots:
+        path, kind = todo.pop(0) if todo else roots.pop(0)
         if kind in done:
             continue
         done.add(kind)

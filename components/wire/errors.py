@@ -20,7 +20,9 @@ class ErrorCode(StrEnum):
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     REQUEST_TIMEOUT = "request_timeout"
+    CONFLICT = "conflict"
     BODY_TOO_LARGE = "body_too_large"
+    MALFORMED_BODY = "malformed_body"
     OVERLOADED = "overloaded"
     NO_WORKER = "no_worker"
     WORKER_LOST = "worker_lost"
@@ -37,7 +39,9 @@ HTTP_STATUS: dict[ErrorCode, int] = {
     ErrorCode.NOT_FOUND: 404,
     ErrorCode.METHOD_NOT_ALLOWED: 405,
     ErrorCode.REQUEST_TIMEOUT: 408,
+    ErrorCode.CONFLICT: 409,
     ErrorCode.BODY_TOO_LARGE: 413,
+    ErrorCode.MALFORMED_BODY: 422,
     ErrorCode.OVERLOADED: 429,
     ErrorCode.CANCELLED: 499,
     ErrorCode.INTERNAL: 500,
@@ -121,10 +125,22 @@ class RequestTimeoutError(PenstockError):
     code = ErrorCode.REQUEST_TIMEOUT
 
 
+class ConflictError(PenstockError):
+    """What is asked for does not go with what is there: a name in use, a state that does not allow it."""
+
+    code = ErrorCode.CONFLICT
+
+
 class BodyTooLargeError(PenstockError):
     """The request body exceeds the server's limit."""
 
     code = ErrorCode.BODY_TOO_LARGE
+
+
+class MalformedBodyError(PenstockError):
+    """The worker controller's body has not the fields, or the types, that it must have."""
+
+    code = ErrorCode.MALFORMED_BODY
 
 
 class OverloadedError(PenstockError):
@@ -168,7 +184,9 @@ _BY_CODE: dict[ErrorCode, type[PenstockError]] = {
         NotFoundError,
         MethodNotAllowedError,
         RequestTimeoutError,
+        ConflictError,
         BodyTooLargeError,
+        MalformedBodyError,
         OverloadedError,
         NoWorkerError,
         WorkerLostError,
