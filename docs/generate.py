@@ -12,7 +12,7 @@ from types import ModuleType
 
 import msgspec
 
-from components.graph.schema import CacheController, Graph, Settings
+from components.graph.schema import CacheController, ControllerSettings, Graph, Settings
 from components.wire import errors, jobs, kv, messages, prefill, queueing, routing, subjects
 
 HERE = Path(__file__).parent
@@ -102,9 +102,13 @@ def _settings_sections() -> Iterator[str]:
         "`PENSTOCK_NATS_TOKEN`, `PENSTOCK_NATS_USER` and `PENSTOCK_NATS_PASSWORD` come from the environment."
     )
     done: set[type] = set()
-    todo: list[tuple[str, type[Settings]]] = [("", Graph), ("penstock cache-controller", CacheController)]
-    while todo:
-        path, kind = todo.pop(0)
+    todo: list[tuple[str, type[Settings]]] = [("", Graph)]
+    roots: list[tuple[str, type[Settings]]] = [
+        ("penstock controller", ControllerSettings),
+        ("penstock cache-controller", CacheController),
+    ]
+    while todo or roots:
+        path, kind = todo.pop(0) if todo else roots.pop(0)
         if kind in done:
             continue
         done.add(kind)

@@ -11,6 +11,13 @@ from typing import Any
 OURS = frozenset({"tool_call_parser", "tool_parser_plugin", "enable_auto_tool_choice"})
 """Arguments of vLLM's API server, not of its engine, that penstock carries out itself (see `vllm_tools`)."""
 
+ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # never fork a process that has threads and sockets
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",  # FlashInfer compiles its sampler at the first use
+}
+"""What every vLLM process of ours has in its environment, unless the user says otherwise."""
+
 _SET_ELSEWHERE = {"model": "model", "served_model_name": "served_model_name", "block_size": "kv.block_size"}
 
 

@@ -18,6 +18,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import tokens_input
 from vllm.platforms import current_platform
 from vllm.usage.usage_lib import UsageContext
+from vllm.utils.import_utils import resolve_obj_by_qualname
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.loggers import StatLoggerBase
@@ -72,6 +73,9 @@ def engine_args(values: Mapping[str, Any]) -> AsyncEngineArgs:
         TypeError, ValueError: a value is wrong.
     """
     types = {field.name: field.type for field in dataclasses.fields(AsyncEngineArgs)}
+    backend = values.get("distributed_executor_backend")
+    if isinstance(backend, str) and "." in backend:  # of an executor named by its path, vLLM thinks that it has no pipelines
+        values = {**values, "distributed_executor_backend": resolve_obj_by_qualname(backend)}
     return AsyncEngineArgs(**{name: _as_config(types.get(name), value) for name, value in values.items()})
 
 

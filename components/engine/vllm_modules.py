@@ -4,6 +4,7 @@ import os
 from types import ModuleType
 
 from components.engine.protocol import EngineStartError
+from components.engine.vllm_args import ENVIRONMENT
 
 
 def import_vllm() -> None:
@@ -12,11 +13,7 @@ def import_vllm() -> None:
     Raises:
         EngineStartError: it cannot be imported.
     """
-    for name, value in {
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # never fork a process that has threads and sockets
-        "VLLM_USE_FLASHINFER_SAMPLER": "0",  # FlashInfer compiles its sampler at the first use
-    }.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
         compat()

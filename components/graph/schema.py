@@ -259,3 +259,22 @@ class CacheController(Settings, frozen=True):
     state_file: str | None = None  # who is registered, for a restart; default: a file of this port's among penstock's states
     log_level: Literal["debug", "info", "warning", "error"] = "info"  # least severe level to write
     log_format: Literal["text", "json"] = "text"  # one line each; json for machines
+
+
+class ControllerSettings(Settings, frozen=True):
+    """The worker controller, which no graph file holds: `penstock controller` has a flag for each."""
+
+    host: str = "127.0.0.1"  # address of the REST API and of the engines; others than loopback need PENSTOCK_API_KEY
+    port: int = 8000  # TCP port of the REST API
+    workers: int | None = None  # ranks in the pool; default: one per visible GPU, on a CPU one per NUMA node
+    first_engine_port: int = 8001  # engines take the lowest free port from here
+    last_engine_port: int = 8099  # up to here
+    graph: list[str] = []  # graphs that engines with a role may join: files, or names of graphs running on this machine
+    kv_cache_gb: float = 1.0  # CPU only: memory for KV of each rank, in GiB, unless a request says kv_cache_memory_bytes
+    trust_remote_code: bool = False  # true: requests may have code loaded (trust_remote_code, plugins, connectors)
+    max_load_s: float = 1800.0  # an engine that does not answer by then is failed
+    stop_timeout_s: float = 30.0  # from the request to stop an engine until its processes are killed
+    warm_timeout_s: float = 300.0  # a rank that is not warm by then is started again
+    reset_timeout_s: float = 20.0  # a rank that has not given back its memory by then is replaced
+    leak_tolerance_mb: float = 256.0  # a rank that holds so much more than before its first engine is replaced
+    max_ipc_bytes: int = 1 << 30  # longest message between an engine's core and a rank

@@ -14,9 +14,10 @@ from rich.table import Table
 from components.graph.keys import ENVIRONMENT, ApiKeys
 from components.graph.load import GraphError, load_graph
 from components.graph.schema import CacheController
-from components.launch.state import StateFolder, all_states, state_root
+from components.launch.state import StateFolder, all_states
 from components.launch.target import fail, is_there
 from components.launch.views import make_table
+from components.telemetry.folders import state_root
 
 cache_app = typer.Typer(
     help="Ask a cache controller what LMCache holds, and where; act on it.",

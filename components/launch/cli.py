@@ -13,6 +13,7 @@ from components.graph.keys import ENVIRONMENT as API_KEY
 from components.graph.load import GraphError, dump_graph, load_graph
 from components.graph.schema import Graph
 from components.launch.cache_cli import cache_app, cache_controller
+from components.launch.controller_cli import controller, engines_app
 from components.launch.disagg_cli import disagg
 from components.launch.flags import ServeFlags, engine_args_from, graph_from_flags, without_option
 from components.launch.jobs_cli import job_worker, jobs_app, queue_graph
@@ -33,6 +34,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(router_app, name="router")
+app.add_typer(engines_app, name="engines")
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(controller)
 app.add_typer(queue_app, name="queue")
 app.command()(disagg)
 app.add_typer(jobs_app, name="jobs")

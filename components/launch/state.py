@@ -5,7 +5,6 @@
 """
 
 import fcntl
-import os
 from enum import StrEnum
 from pathlib import Path
 from typing import IO
@@ -15,6 +14,7 @@ import psutil
 from msgspec.structs import replace
 
 from components.launch.watch import Phase
+from components.telemetry.folders import state_root
 from components.wire.messages import WorkerStatus
 from components.wire.subjects import token
 
@@ -106,14 +106,6 @@ def created_s(pid: int) -> float | None:
         return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
     except psutil.Error:
         return None
-
-
-def state_root() -> Path:
-    """Return the folder that holds every graph's folder."""
-    if chosen := os.environ.get("PENSTOCK_STATE_DIR"):
-        return Path(chosen)
-    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(base) / "penstock"
 
 
 class StateFolder:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from components.engine.devices import visible_gpus
 from components.launch.devices import PlanError
-from components.launch.machine import port_holder, visible_gpus
+from components.launch.machine import port_holder
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from components.launch.state import (
     all_states,
     created_s,
     graph_process,
-    state_root,
 )
 from components.launch.watch import Phase
+from components.telemetry.folders import state_root
 from components.wire.messages import WorkerLoad, WorkerStatus
 
 STATE = GraphState(

@@ -1,0 +1,42 @@
+"""Cores of ranks, and ports of engines."""
+
+import socket
+
+import pytest
+
+from components.worker_controller.placement import cores_of
+from components.worker_controller.ports import NoPortError, Ports
+
+
+@pytest.mark.parametrize(
+    ("ranks", "cpus", "cores"),
+    [
+        (1, [0], [[0]]),
+        (1, [0, 1], [[0]]),
+        (2, [0, 1], [[0], [1]]),
+        (2, [3, 4, 5, 6, 7], [[3, 4], [5, 6]]),
+        (3, [0, 1], [[0], [1], [0]]),
+        (1, [0, 1, 2, 3], [[0, 1, 2]]),
+    ],
+)
+def test_cores(ranks: int, cpus: list[int], cores: list[list[int]]) -> None:
+    """Equal shares, one core for the engines' other processes where there is one, sharing where there are too few."""
+    assert [cores_of(rank, ranks, cpus) for rank in range(ranks)] == cores
+
+
+def test_ports() -> None:
+    """The lowest free port; one that somebody has is skipped; one given back is taken again; none left is an error."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        ports = Ports("127.0.0.1", port, port)
+        with pytest.raises(NoPortError):
+            ports.take()
+    assert ports.take() == port
+    with pytest.raises(NoPortError):
+        ports.take()
+    ports.give_back(port)
+    with pytest.raises(NoPortError):
+        ports.take(frozenset({port}))
+    assert ports.take() == port
