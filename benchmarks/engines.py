@@ -129,6 +129,7 @@ class Pool:
 
     def create(self, model: str, arguments: dict[str, Any]) -> dict[str, float]:
         """Create an engine, ask it once; returns seconds by phase, ``total`` and ``created`` among them."""
+        self.free_rank()
         began = time.perf_counter()
         made = self.call("POST", "/engines", {"engine_uuid": "bench", "model": model, **arguments})
         created = time.perf_counter() - began
@@ -147,6 +148,12 @@ class Pool:
         """Return the rank."""
         found: dict[str, Any] = self.call("GET", "/workers")["workers"][0]
         return found
+
+    def free_rank(self) -> dict[str, Any]:
+        """Return the rank once it is free; after an engine it may be a process that has to start first."""
+        while (rank := self.rank())["status"] != "free":
+            time.sleep(0.05)
+        return rank
 
     def rank_pss(self) -> float:
         """Return the rank's memory in MiB, what it shares with others split between them."""
@@ -199,7 +206,7 @@ def run(model: str, other: str, arguments: dict[str, Any], rounds: int) -> dict[
             results["delete_s"].append(pool.delete())
             results["switch"].append(pool.create(other, arguments))
             results["delete_s"].append(pool.delete())
-            rank = pool.rank()
+            rank = pool.free_rank()
             results["left_mib"].append((rank["memory_bytes"] - rank["warm_memory_bytes"]) / MIB)
         results["used_rank_pss_mib"] = pool.rank_pss()
         results["same_process"] = pool.rank()["replaced"] == 0

@@ -38,6 +38,9 @@ Tell = Callable[[str, float], None]
 class ProxyExecutor:
     """Serves one engine.
 
+    Attributes:
+        has_graphs: the engine captures CUDA graphs.
+
     Args:
         device_index: which of the machine's GPUs is this rank's; 0 on a CPU.
         calls: the stream to the engine's core.
@@ -48,6 +51,7 @@ class ProxyExecutor:
         self._device_index = device_index
         self._calls = calls
         self._tell = tell
+        self.has_graphs = False
         self._worker: Any = None
         self._answers: queue.Queue[Any] | None = None
         self._answering: threading.Thread | None = None
@@ -86,6 +90,7 @@ class ProxyExecutor:
             rendezvous: URL where the engine's ranks meet.
         """
         began = time.monotonic()
+        self.has_graphs = not current_platform.is_cpu() and not config.model_config.enforce_eager
         worker = WorkerWrapperBase(rpc_rank=0, global_rank=rank)
         self._worker = worker
         kwargs = {
