@@ -66,6 +66,9 @@ async def test_undecodable_messages_are_counted_and_dropped(tmp_path: Path) -> N
         await sends.publish("listen", Cancel(["yes"]))
         with pytest.raises(InvalidRequestError, match="undecodable Cancel"):
             await sends.request("ask", Accepted("no cancel"), Accepted, 1)
+        async with asyncio.timeout(5):
+            while not heard:  # subscriptions do not wait for one another
+                await asyncio.sleep(0.01)
         assert heard == [Cancel(["yes"])]
         assert gets.undecodable_messages == 2
 
