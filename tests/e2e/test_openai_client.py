@@ -128,7 +128,7 @@ def test_json_by_schema(client: openai.OpenAI, simulated: bool) -> None:
     "choice", ["required", {"type": "function", "function": {"name": "weather"}}], ids=["required", "named"]
 )
 def test_a_forced_tool_call(client: openai.OpenAI, simulated: bool, choice: object) -> None:
-    """The answer is a call of the tool with arguments of its schema, whole and streamed; a random model may call it again."""
+    """The answer calls the tool with arguments of its schema, whole and streamed; a random model may call it again."""
     ask = {"model": "demo", "messages": STORY, "max_tokens": 80, "temperature": 0, "tools": [WEATHER], "tool_choice": choice}
     if simulated:
         with pytest.raises(openai.BadRequestError):
