@@ -25,7 +25,7 @@ from components.wire.subjects import Subjects
 log = logging.getLogger(__name__)
 
 _TAKE_WAIT_S = 1.0
-_READABLE_TIMEOUT_S = 5.0
+_READABLE_TIMEOUT_S = 2.0
 _FIRST_PAUSE_S = 0.001
 _REMEMBERED_CANCELS = 4096
 
