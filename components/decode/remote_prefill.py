@@ -11,6 +11,7 @@ import time
 import msgspec
 
 from components.bus.client import Bus, BusError
+from components.bus.member import Nothing
 from components.bus.work_queue import WorkQueue
 from components.decode.placement import Situation, Speeds, place
 from components.decode.prefill_crew import PrefillCrew
@@ -83,6 +84,7 @@ class RemotePrefill:
         await bus.subscribe(subjects.every_status(), ProcessStatus, self._on_status)
         await bus.subscribe(subjects.prefill_progress(self._name), PrefillProgress, self._on_progress)
         await bus.serve(subjects.disagg(), DisaggChange, self._on_change)
+        await bus.publish(subjects.ask_status(), Nothing())
 
     async def watch(self) -> None:
         """See how the queue stands, for ever."""
