@@ -217,12 +217,15 @@ class Bus:
         return await self._answering.offer(service, queue, subject, kind, answer)
 
     async def flush(self) -> None:
-        """Wait until the server has everything published so far.
+        """Wait until the server has everything published and subscribed so far.
+
+        Twice, because the ping of nats-py 2.16 overtakes what its flusher has not written yet, which it has when the pong is there.
 
         Raises:
             BusError: the server does not answer.
         """
         try:
+            await self._client.flush(timeout=2)
             await self._client.flush(timeout=2)
         except (NatsError, TimeoutError) as error:
             raise BusError(f"cannot flush: {error}") from error

@@ -118,6 +118,18 @@ async def test_a_bug_in_a_callback_is_the_end_of_the_bus(tmp_path: Path, caplog:
         assert "secret" not in str([record.__dict__ for record in caplog.records])
 
 
+async def test_after_a_flush_the_server_knows_what_was_subscribed(tmp_path: Path) -> None:
+    """What another connection sends from then on arrives."""
+    async with nats_server(tmp_path) as nats, _two(nats) as (sends, hears):
+        heard: asyncio.Queue[Cancel] = asyncio.Queue()
+        for number in range(1000):
+            await hears.subscribe(f"hear.{number}", Cancel, heard.put)
+            await hears.publish("aside", Nothing())
+            await hears.flush()
+            await sends.publish(f"hear.{number}", Cancel([str(number)]))
+            assert await asyncio.wait_for(heard.get(), 2) == Cancel([str(number)])
+
+
 async def test_a_callback_that_cannot_send_is_no_bug(tmp_path: Path) -> None:
     """NATS may be away for a moment, or take less than we want to say."""
     async with nats_server(tmp_path) as nats, _two(nats) as (sends, hears):
