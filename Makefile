@@ -13,7 +13,7 @@ setup:  ## Make the virtual environment (pinned; CPU or NVIDIA GPU, found by its
 	@requirements/install.sh $(VENV)
 
 setup-dev:
-	@requirements/install.sh $(VENV) test dev
+	@requirements/install.sh $(VENV) test dev bench
 
 serve: setup  ## Set up and serve the model `demo`: a KV-aware router, two decode and one prefill worker, LMCache, all real (GRAPH=graphs/….yaml for another graph)
 	@exec $(BIN)/penstock up $(GRAPH) $(ARGS)

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Makes or completes the virtual environment, pinned; does nothing when it is up to date.
-# Usage: requirements/install.sh VENV [test] [dev]     PYTHON=python3.12 chooses the interpreter, PENSTOCK_DEVICE=cpu|gpu the build.
+# Usage: requirements/install.sh VENV [test] [dev] [bench]     PYTHON=python3.12 chooses the interpreter, PENSTOCK_DEVICE=cpu|gpu the build.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-venv=${1:?usage: requirements/install.sh VENV [test] [dev]}; shift
+venv=${1:?usage: requirements/install.sh VENV [test] [dev] [bench]}; shift
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 say() { printf '  %s\n' "$*" >&2; }

@@ -42,14 +42,15 @@ def closure(roots: list[str]) -> set[str]:
 
 
 def main() -> None:
-    """Write base.txt, cpu.txt, test.txt and dev.txt."""
+    """Write base.txt, cpu.txt, test.txt, dev.txt and bench.txt."""
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     base = closure([*project["dependencies"], "setuptools"])
     cpu = closure(extras["cpu"]) - base
     test = closure(extras["test"]) - base
     dev = closure(extras["dev"]) - base - test
-    for file, names in (("base", base), ("cpu", cpu), ("test", test), ("dev", dev)):
+    bench = closure(extras["bench"]) - base - cpu
+    for file, names in (("base", base), ("cpu", cpu), ("test", test), ("dev", dev), ("bench", bench)):
         pins = "".join(f"{name}=={distribution(name).version.split('+')[0]}\n" for name in sorted(names))
         (HERE / f"{file}.txt").write_text(f"# Written by requirements/pin.py; do not edit.\n{pins}")
         sys.stderr.write(f"{file}.txt: {len(names)} packages\n")
