@@ -32,11 +32,13 @@ class Engine:
 
     Attributes:
         model: a model folder.
-        arguments: vLLM engine arguments by their Python names.
+        arguments: engine arguments by their Python names.
+        kind: which engine, in penstock's graphs.
     """
 
     model: str
     arguments: dict[str, str | int | float | bool]
+    kind: str = "vllm"
 
 
 def demo_engine() -> Engine:
@@ -73,7 +75,7 @@ def vllm_server(engine: Engine) -> Iterator[Server]:
     for name, value in engine.arguments.items():
         flag = f"--{name.replace('_', '-')}"
         argv += [flag] if value is True else [flag, str(value)]
-    with _running("vllm", argv, f"http://127.0.0.1:{port}", "/health", QUIET) as server:
+    with running("vllm", argv, f"http://127.0.0.1:{port}", "/health", QUIET) as server:
         yield server
 
 
@@ -82,7 +84,7 @@ def penstock_graph(graph: str, engine: Engine, *settings: str, name: str = "pens
     """Run `penstock up GRAPH` with `engine` in its decode workers, until every process is ready."""
     port = free_port()
     chosen = [f"http.port={port}", f"model={engine.model}", "served_model_name=demo"]
-    chosen += [f"decode.engine={json.dumps({'kind': 'vllm', **engine.arguments})}", *settings]
+    chosen += [f"decode.engine={json.dumps({'kind': engine.kind, **engine.arguments})}", *settings]
     with tempfile.TemporaryDirectory() as state:
         argv = [str(Path(sys.executable).parent / "penstock"), "up", graph]
         if not Path(argv[0]).exists():  # not installed, only on the path
@@ -90,7 +92,7 @@ def penstock_graph(graph: str, engine: Engine, *settings: str, name: str = "pens
         for setting in chosen:
             argv += ["--set", setting]
         environment = {**QUIET, "PENSTOCK_STATE_DIR": state}
-        with _running(name, argv, f"http://127.0.0.1:{port}", "/ready", environment, ready_line="curl ") as server:
+        with running(name, argv, f"http://127.0.0.1:{port}", "/ready", environment, ready_line="curl ") as server:
             yield replace(server, state=state)
 
 
@@ -103,15 +105,21 @@ def free_port() -> int:
 
 
 @contextmanager
-def _running(
-    name: str, argv: list[str], url: str, ready_path: str, environment: dict[str, str], ready_line: str | None = None
+def running(
+    name: str,
+    argv: list[str],
+    url: str,
+    ready_path: str,
+    environment: dict[str, str],
+    ready_line: str | None = None,
+    answer: str = "",
 ) -> Iterator[Server]:
-    """Start `argv`, wait for `ready_path` (and for `ready_line` in its output), stop it at the end."""
+    """Start `argv`, wait until `ready_path` answers with `answer` in it (and for `ready_line` in its output); stop it at the end."""
     with tempfile.NamedTemporaryFile("w+", suffix=".log") as log:
         began = time.perf_counter()
         process = subprocess.Popen(argv, env={**os.environ, **environment}, stdout=log, stderr=subprocess.STDOUT)
         try:
-            while not _ready(url + ready_path) or (ready_line and ready_line not in Path(log.name).read_text()):
+            while not _ready(url + ready_path, answer) or (ready_line and ready_line not in Path(log.name).read_text()):
                 if process.poll() is not None:
                     raise RuntimeError(f"{name} ended with {process.returncode}:\n{Path(log.name).read_text()[-3000:]}")
                 if time.perf_counter() - began > 300:
@@ -127,9 +135,9 @@ def _running(
                 process.wait()
 
 
-def _ready(url: str) -> bool:
+def _ready(url: str, answer: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=1) as response:
-            return bool(response.status == 200)
+            return response.status == 200 and answer.encode() in response.read()
     except (urllib.error.URLError, OSError):
         return False
