@@ -49,8 +49,8 @@ imports:
 docs: setup  ## Write docs/protocol.md and docs/settings.md anew from the code
 	@$(BIN)/python docs/generate.py
 
-bench: setup-dev  ## Measure against vLLM's own server (minutes; results go to docs/log.md by hand)
-	@$(BIN)/python -m benchmarks.serve $(ARGS)
+bench: setup-dev  ## Measure against the peers and the goals (a quarter of an hour; ARGS="--list" says what, ARGS="jobs" runs one)
+	@$(BIN)/python -m benchmarks.bench $(ARGS)
 
 pins: setup-dev  ## Rewrite requirements/*.txt from what is installed
 	@$(BIN)/python requirements/pin.py

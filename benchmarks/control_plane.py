@@ -2,9 +2,9 @@
 
     python -m benchmarks.control_plane [--rounds N] [--systems penstock,dynamo] [--json FILE]
 
-All systems are up and take turns under one client process on the same cores: same prompts (a shared beginning of about 900 tokens
-each, another end), 8 tokens of answer. penstock and Dynamo render, tokenize, hash and route by KV over four workers; the
-others pass the body on to one mock worker.
+All systems are up and take turns under one client process on the same cores: same prompts (one of eight system prompts of
+about 850 tokens, and a question of its own), 8 tokens of answer. penstock and Dynamo render, tokenize, hash and route by KV
+over four workers; the others pass the body on to one mock worker.
 """
 
 import argparse
@@ -34,6 +34,21 @@ CONCURRENCY = (1, 16, 64)
 PREFIXES = 8
 PREFIX_CHARS = 3000
 BODIES = 512
+_WORDS = (
+    "water",
+    "wheel",
+    "river",
+    "gate",
+    "valve",
+    "pressure",
+    "canal",
+    "engine",
+    "power",
+    "mill",
+    "stone",
+    "light",
+    "north",
+)
 
 
 @contextmanager
@@ -62,13 +77,13 @@ def bodies(stream: bool) -> list[bytes]:
     beginnings = [" ".join(rng.choice(_WORDS) for _ in range(PREFIX_CHARS // 6)) for _ in range(PREFIXES)]
     asked = []
     for number in range(BODIES):
-        text = f"{beginnings[number % PREFIXES]} Question {number}: {rng.choice(_WORDS)}?"
-        body: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": text}], "stream": stream}
+        said = [
+            {"role": "system", "content": beginnings[number % PREFIXES]},
+            {"role": "user", "content": f"Question {number}: {rng.choice(_WORDS)}?"},
+        ]
+        body: dict[str, Any] = {"model": "demo", "messages": said, "stream": stream}
         asked.append(json.dumps(body | {"max_tokens": OUTPUT_TOKENS, "temperature": 0, "ignore_eos": True}).encode())
     return asked
-
-
-_WORDS = "water wheel river gate valve pressure canal engine power mill stone light north cold open rain".split()
 
 
 def cpu_s(pids: tuple[int, ...]) -> float:

@@ -1,6 +1,6 @@
 """penstock's KV index and block hash against Dynamo's RadixTree: same work, same machine, taking turns. And ours alone.
 
-    python -m benchmarks.index [--peer-python PYTHON] [--rounds N] [--only index|decision|memory] [--json FILE]
+    python -m benchmarks.index [--peer-python PYTHON] [--rounds N] [--only index|decision|speed|memory] [--json FILE]
 
 The peer gets an environment of its own, without which only our side is measured:
 ``python3 -m venv .venv-dynamo && .venv-dynamo/bin/pip install ai-dynamo-runtime==1.6.1``.
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -134,18 +134,33 @@ def _keep(results: dict[str, Any], task: dict[str, Any], side: str, figures: dic
         results.setdefault(name, {}).setdefault(side, []).append(figures)
 
 
-def decision(rounds: int) -> dict[str, Any]:
-    """Microseconds a choice, all in process: overlap, recent choices, cost of every worker, booking."""
-    results: dict[str, dict[str, list[float]]] = {}
-    for workers in (8, 64, 256):
-        for size in (64, 512, 4096):
-            runs = [_decisions(workers, size) for _ in range(rounds)]
-            results[f"{workers} workers, {size} blocks"] = {
-                "p50_us": [statistics.median(run) * 1e6 for run in runs],
-                "p99_us": [sorted(run)[int(len(run) * 0.99)] * 1e6 for run in runs],
-            }
-    rows = [[name, spread(figures["p50_us"]), spread(figures["p99_us"])] for name, figures in results.items()]
-    show("A decision in process, median (min to max, runs)", ["", "p50 us", "p99 us"], rows)
+def decision(rounds: int, python: Path) -> dict[str, Any]:
+    """Microseconds a choice: overlap, recent choices, cost of every worker, booking. In process, on both sides.
+
+    Dynamo's side is `SelectionService` with an empty index, which is the better case for it; it hashes the tokens itself.
+    """
+    results: dict[str, dict[str, dict[str, list[float]]]] = {}
+    with peer(python) if python.exists() else nullcontext() as process:
+        if process and process.stdout:
+            process.stdout.readline()
+        for workers in (8, 64, 256):
+            for size in (64, 512, 4096):
+                for _ in range(rounds):
+                    seconds = sorted(_decisions(workers, size))
+                    ours = {"p50_us": statistics.median(seconds) * 1e6, "p99_us": seconds[int(len(seconds) * 0.99)] * 1e6}
+                    sides = {"penstock": ours}
+                    if process and workers == 8:
+                        sides["dynamo"] = ask(process, {"do": "select", "workers": workers, "tokens": size * 32})
+                    for side, figures in sides.items():
+                        kept = results.setdefault(f"{workers} workers, {size} blocks", {}).setdefault(side, {})
+                        for name, value in figures.items():
+                            kept.setdefault(name, []).append(value)
+    rows = [
+        [name, side, spread(figures["p50_us"]), spread(figures["p99_us"])]
+        for name, sides in results.items()
+        for side, figures in sides.items()
+    ]
+    show("A decision in process, median (min to max, runs)", ["", "side", "p50 us", "p99 us"], rows)
     return results
 
 
@@ -217,7 +232,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", type=Path, default=Path(".venv-dynamo/bin/python"))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=("index", "decision", "memory"))
+    parser.add_argument("--only", choices=("index", "decision", "speed", "memory"), help="speed: index and decision")
     parser.add_argument("--grow", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -226,10 +241,10 @@ def main() -> None:
         return
     print(machine())
     results: dict[str, Any] = {}
-    if arguments.only in (None, "index"):
+    if arguments.only in (None, "index", "speed"):
         results["index"] = index(arguments.rounds, arguments.peer_python)
-    if arguments.only in (None, "decision"):
-        results["decision"] = decision(arguments.rounds)
+    if arguments.only in (None, "decision", "speed"):
+        results["decision"] = decision(arguments.rounds, arguments.peer_python)
     if arguments.only in (None, "memory"):
         results["memory"] = memory()
     write_json(arguments.json, results)

@@ -145,7 +145,16 @@ def vllm_router(_: Path) -> Iterator[System]:
 def production_stack(_: Path) -> Iterator[System]:
     """Run production-stack's router in front of one mock worker."""
     PRODUCTION_STACK.install()
-    words = ["-m", "vllm_router.app", "--service-discovery", "static", "--static-models", "demo", "--routing-logic", "roundrobin"]
+    words = [
+        "-m",
+        "vllm_router.app",
+        "--service-discovery",
+        "static",
+        "--static-models",
+        "demo",
+        "--routing-logic",
+        "roundrobin",
+    ]
     with _proxy(PRODUCTION_STACK, words, "--static-backends") as system:
         yield system
 

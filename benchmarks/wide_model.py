@@ -1,7 +1,7 @@
 """A copy of the demo model whose vocabulary is as wide as a real one's, for engines that make up token ids.
 
-Dynamo's mocker draws ids that the demo model's 896 tokens do not hold, and its frontend then has no text to send, and no events. The
-tokens added here never come out of a prompt, for no merge makes them; so prompts stay the same.
+Dynamo's mocker draws ids that the demo model's 896 tokens do not hold, and its frontend then has no text to send, and no
+events. The tokens added here never come out of a prompt, for no merge makes them; so prompts stay the same.
 """
 
 import json

@@ -12,6 +12,7 @@ from rich.console import Console
 from components.graph.keys import ENVIRONMENT as API_KEY
 from components.graph.load import GraphError, dump_graph, load_graph
 from components.graph.schema import Graph
+from components.launch.bench_cli import bench
 from components.launch.cache_cli import cache_app, cache_controller
 from components.launch.controller_cli import controller, engines_app
 from components.launch.disagg_cli import disagg
@@ -42,6 +43,7 @@ app.add_typer(jobs_app, name="jobs")
 app.command("job-worker")(job_worker)
 app.add_typer(cache_app, name="cache")
 app.command(name="cache-controller")(cache_controller)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(bench)
 
 GraphFile = Annotated[Path, typer.Argument(metavar="GRAPH.yaml", help="The graph, such as graphs/agg.yaml.")]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Change a setting; may be repeated.")]

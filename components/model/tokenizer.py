@@ -14,6 +14,7 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from components.model.folder import ModelError
+from components.model.segments import Segments, separable
 from components.wire.errors import InvalidRequestError
 
 _RESERVED = frozenset(inspect.signature(PreTrainedTokenizerFast.apply_chat_template).parameters)
@@ -29,8 +30,12 @@ class Tokenizer:
         has_chat_template: whether `render_chat` works.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, remembered_chars: int = 0) -> None:
         """Load the tokenizer in `folder`.
+
+        Args:
+            folder: the model's.
+            remembered_chars: of conversations; see `Segments`. 0: nothing of any text is kept.
 
         Raises:
             ModelError: there is none, or it cannot be read.
@@ -43,9 +48,22 @@ class Tokenizer:
         )
         self.has_chat_template: bool = bool(self._fast.chat_template)
         self.eos_ids: tuple[int, ...] = _eos_ids(folder, self._fast.eos_token_id)
+        self._segments = self._make_segments(remembered_chars) if remembered_chars else None
+
+    def _make_segments(self, max_chars: int) -> Segments | None:
+        backend = self._fast.backend_tokenizer
+        if not separable(json.loads(backend.to_str())):
+            return None
+        special = {token.content: token_id for token_id, token in self._fast.added_tokens_decoder.items()}
+        return Segments(special, lambda text: self._encode(text, add_special_tokens=False), max_chars)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of `text`; special tokens written in it count as such."""
+        if self._segments is not None and not add_special_tokens:
+            return self._segments.encode(text)
+        return self._encode(text, add_special_tokens)
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         ids: list[int] = self._fast.encode(text, add_special_tokens=add_special_tokens)
         return ids
 

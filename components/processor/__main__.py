@@ -24,6 +24,7 @@ from components.wire.routing import TokenizeQuery
 
 _DRAIN_MARGIN_S = 5.0
 _QUEUE = "processors"
+_REMEMBERED_CHARS = 8 * 1024 * 1024
 
 
 async def serve(process: Process) -> None:
@@ -71,7 +72,8 @@ async def serve(process: Process) -> None:
 
 def _load_tokenizer(graph: Graph) -> Tokenizer:
     try:
-        return Tokenizer(model_folder(graph.model))
+        # How long tokenizing takes would tell one tenant what another has sent.
+        return Tokenizer(model_folder(graph.model), 0 if graph.http.isolate_api_keys else _REMEMBERED_CHARS)
     except ModelError as error:
         raise FatalError(str(error)) from error
 

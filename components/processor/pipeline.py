@@ -35,7 +35,7 @@ from components.wire.routing import RouteReply, Tokenized, TokenizeQuery
 
 T = TypeVar("T")
 
-_INLINE_BYTES = 2048
+_INLINE_BYTES = 8192  # two milliseconds of tokenizing at most; a thread's round trip costs a loaded process more
 _LARGE_BYTES = 65536
 _START_WAIT_S = 2.0
 
