@@ -1,6 +1,7 @@
-"""Sends tokens back: one message per event-loop turn and processor, holding the new tokens of all its requests, numbered.
+"""Sends tokens back: at most one message a millisecond and processor, holding the new tokens of all its requests, numbered.
 
-Where they do not fit one message, it sends as many as it takes.
+What comes after a pause leaves at once; only what follows within a millisecond is gathered, which is nothing beside the step of
+an engine and a message less for each token of a fast one. Where they do not fit one message, it sends as many as it takes.
 
 Knows nothing of engines. A message lost on the way leaves a gap in the numbers, which the processor notices and repairs.
 """
@@ -20,6 +21,9 @@ log = logging.getLogger(__name__)
 
 KEEPALIVE_INTERVAL_S = 1.0
 REPEAT_FOR_S = 10.0
+GATHER_S = 0.001
+"""What is added so soon after a batch waits for the next one."""
+
 _FRAME_BYTES = 256
 """What a batch takes beside its deltas and names, amply."""
 
@@ -51,10 +55,11 @@ class Outbox:
         self._filled.set()
 
     async def run(self) -> None:
-        """Send whatever was added during each turn of the event loop, for ever."""
+        """Send whatever was added during each turn of the event loop, and what follows at once together; for ever."""
         while True:
             await self._filled.wait()
             await self.flush()
+            await asyncio.sleep(GATHER_S)
 
     async def flush(self) -> None:
         """Send everything added so far."""

@@ -14,10 +14,10 @@ from components.bus.client import Bus
 from components.bus.member import Member, Nothing
 from components.graph.keys import ApiKeys
 from components.graph.schema import Http
-from components.http.edge import API_KEY, JSON, RECEIVED_S, REQUEST_ID, Edge, Limits
+from components.http.edge import API_KEY, JSON, RECEIVED_S, REQUEST_ID, Edge, Limits, Stream
 from components.processor.fleet import Fleet
 from components.processor.metrics import Metrics
-from components.processor.pipeline import Answering, Caller, Pipeline
+from components.processor.pipeline import Answering, Caller, Part, Pipeline
 from components.processor.responses import Model, encode, error_event, models_body
 from components.processor.routing import route_headers
 from components.processor.tokens_answer import detokenize_answer, tokenize_answer
@@ -87,23 +87,22 @@ class App:
                 headers = {"x-penstock-worker": ",".join(answering.workers)} | route_headers(answering.routes)
                 if answering.plan.stream:
                     return await self._stream(request, answering.parts, headers)
-                body = b"".join([part async for part in answering.parts])
+                body = b"".join([part.data async for part in answering.parts])
                 return web.Response(body=body, content_type=JSON, headers=headers)
 
     async def _stream(
-        self, request: web.Request, parts: AsyncIterator[bytes], headers: dict[str, str]
+        self, request: web.Request, parts: AsyncIterator[Part], headers: dict[str, str]
     ) -> web.StreamResponse:
         """Send `parts` as they come. An error before the first of them still gets a status; later it is the last event."""
         first = await anext(parts)
-        response = web.StreamResponse(headers=_SSE | headers)
+        response = Stream(headers=_SSE | headers)
         await response.prepare(request)
         try:
-            await self._edge.write(request, response, first)
+            await self._edge.write(request, response, first.data, last=first.last)
             async for part in parts:
-                await self._edge.write(request, response, part)
+                await self._edge.write(request, response, part.data, last=part.last)
         except PenstockError as error:
-            await self._edge.write(request, response, error_event(error))
-        await response.write_eof()
+            await self._edge.write(request, response, error_event(error), last=True)
         return response
 
     async def _models(self, _: web.Request) -> web.Response:

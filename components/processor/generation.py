@@ -123,6 +123,11 @@ class Generation:
                 self._release(sequence)
             self._end_booking(sequence)
 
+    @property
+    def over(self) -> bool:
+        """Whether every sequence that was started has ended."""
+        return not self._attempts
+
     async def pieces(self) -> AsyncIterator[list[Piece]]:
         """Yield new output as it comes, all that waits at once, until every sequence has ended.
 

@@ -60,6 +60,19 @@ class Caller:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A piece of an answer.
+
+    Attributes:
+        data: bytes for the client.
+        last: whether nothing follows.
+    """
+
+    data: bytes
+    last: bool
+
+
+@dataclass(frozen=True)
 class Answering:
     """An answer in the making.
 
@@ -73,7 +86,7 @@ class Answering:
     plan: Plan
     workers: list[str]
     routes: list[RouteReply | None]
-    parts: AsyncIterator[bytes]
+    parts: AsyncIterator[Part]
 
 
 class Pipeline:
@@ -195,8 +208,8 @@ class Pipeline:
 
     async def _parts(
         self, plan: Plan, answer: ChatAnswer | CompletionAnswer, generation: Generation, clock: Clock, deadline: Deadline
-    ) -> AsyncIterator[bytes]:
-        """Yield the answer's bytes: one part for each turn of new tokens, or all at the end.
+    ) -> AsyncIterator[Part]:
+        """Yield the answer: one part for each turn of new tokens, the last one with the end; or all at the end.
 
         Raises:
             DeadlineExceededError: its time is over.
@@ -208,10 +221,12 @@ class Pipeline:
         while new := await deadline.within(anext(pieces, None)):
             self._metrics.first_token(clock)
             if plan.stream:
-                yield head + answer.chunks(new)
-                head = b""
+                head += answer.chunks(new)
+                if not generation.over:
+                    yield Part(head, last=False)
+                    head = b""
         self._metrics.finished(clock, sequences, plan.n)
-        yield answer.closing(sequences) if plan.stream else answer.whole(sequences)
+        yield Part(head + answer.closing(sequences) if plan.stream else answer.whole(sequences), last=True)
 
     async def _context_tokens(self) -> int:
         """Return the context length of the workers; waits a moment for one to come back.

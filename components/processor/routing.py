@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 FALLBACK = "fallback"
 _TRY_AGAIN_S = 1.0
+_GATHER_S = 0.01  # what is told so soon after the last notices goes out with the next ones
 _ASKING_S = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1)
 
 
@@ -121,6 +122,7 @@ class Router:
         while True:
             await self._notices_wait.wait()
             await self.flush()
+            await asyncio.sleep(_GATHER_S)
 
     async def flush(self) -> None:
         """Tell the routers now; what is lost meanwhile, their deadlines and the workers' word make good."""
