@@ -24,6 +24,7 @@ from components.wire.block_hash import block_hashes
 from components.wire.errors import ContextLengthExceededError, InvalidRequestError, WorkerLostError
 from components.wire.messages import GenerateRequest, MetricFamily, WorkerLoad
 
+_TURN_S = 0.001  # an engine that cannot keep up computes for so long before others have their turn
 _MAX_LAG_S = 0.05  # an engine that cannot keep up with its clock forgets older delays
 
 
@@ -212,7 +213,7 @@ class SimEngine:
 
     async def _run(self, scheduler: SimScheduler) -> None:
         clock = asyncio.get_running_loop().time
-        engine_s = clock()
+        engine_s = turn_s = clock()
         while True:
             await self._thawed.wait()
             step = scheduler.schedule(engine_s)
@@ -221,7 +222,9 @@ class SimEngine:
                 engine_s = clock()
                 continue
             engine_s = max(engine_s, clock() - _MAX_LAG_S) + step.duration_s * self.slowdown
-            await asyncio.sleep(max(0.0, engine_s - clock()))
+            if engine_s > clock() or clock() > turn_s + _TURN_S:
+                await asyncio.sleep(max(0.0, engine_s - clock()))
+                turn_s = clock()
             self._deliver(scheduler, step)
 
     async def _wait_for_work(self, next_arrival_s: float | None, clock: Callable[[], float]) -> None:
