@@ -4,7 +4,7 @@
 
 All systems are up and take turns under one client process on the same cores: same prompts (one of eight system prompts of
 about 850 tokens, and a question of its own), 8 tokens of answer. penstock and Dynamo render, tokenize, hash and route by KV
-over four workers; the others pass the body on to one mock worker.
+over four workers, each a process (`dynamo-joined`: all in one); the others pass the body on to one mock worker.
 """
 
 import argparse
@@ -65,6 +65,7 @@ def penstock(model: Path, workers: int = 4) -> Iterator[System]:
 SYSTEMS: dict[str, Callable[[Path], AbstractContextManager[System]]] = {
     "penstock": penstock,
     "dynamo": peers.dynamo,
+    "dynamo-joined": lambda model: peers.dynamo(model, joined=True),
     "vllm-router": peers.vllm_router,
     "sglang-router": peers.sglang_router,
     "production-stack": peers.production_stack,

@@ -1,4 +1,4 @@
-"""The peer's side of `benchmarks.index`: Dynamo's RadixTree and SelectionService, run by its own Python; one JSON line a task.
+"""The peer's side of `benchmarks.index`: Dynamo's RadixTree and SelectionService, in its own Python, a JSON line a task.
 
 Knows only the package ai-dynamo-runtime. Its tree wants JSON events, encoded before the clock starts, and takes them on a
 thread of its own, so a lookup that waits for that thread ends each measurement of ingest.

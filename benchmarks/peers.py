@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -102,8 +103,8 @@ class System:
 
 
 @contextmanager
-def dynamo(model: Path, workers: int = 4, block_size: int = 32) -> Iterator[System]:
-    """Run Dynamo's frontend with its KV router, and its mockers in one process.
+def dynamo(model: Path, workers: int = 4, joined: bool = False) -> Iterator[System]:
+    """Run Dynamo's frontend with its KV router, and its mockers: each a process, as an engine's worker is, or all in one.
 
     A thousand times the speed of a GPU is where its mocker is fastest; 0, "infinite", makes its steps wait for a timer.
     """
@@ -115,12 +116,25 @@ def dynamo(model: Path, workers: int = 4, block_size: int = 32) -> Iterator[Syst
         port = free_port()
         url = f"http://127.0.0.1:{port}"
         mocker = [str(DYNAMO.python), "-m", "dynamo.mocker", "--model-path", str(model), "--model-name", "demo"]
-        mocker += ["--num-workers", str(workers), "--speedup-ratio", "1000", "--block-size", str(block_size), *plane]
+        mocker += ["--num-workers", str(workers if joined else 1), "--speedup-ratio", "1000", "--block-size", "32", *plane]
         frontend = [str(DYNAMO.python), "-m", "dynamo.frontend", "--http-host", "127.0.0.1", "--http-port", str(port)]
         frontend += ["--router-mode", "kv", *plane]
         front = stack.enter_context(running("dynamo", frontend, url, "/health", environment))
-        back = stack.enter_context(running("dynamo mocker", mocker, url, "/v1/models", environment, answer='"demo"'))
-        yield System("dynamo", url, (front.pid, back.pid), (back.pid,))
+        backs = [
+            stack.enter_context(running("dynamo mocker", mocker, url, "/v1/models", environment, answer='"demo"')).pid
+            for _ in range(1 if joined else workers)
+        ]
+        _until_registered(Path(store), workers)
+        yield System("dynamo", url, (front.pid, *backs), tuple(backs))
+
+
+def _until_registered(store: Path, workers: int) -> None:
+    """Wait until so many mockers stand in Dynamo's discovery folder."""
+    until = time.monotonic() + 60
+    while len(list(store.glob("v1/instances/*%2Fgenerate%2F*"))) < workers:
+        if time.monotonic() > until:
+            raise PeerError(f"not all of {workers} mockers register")
+        time.sleep(0.1)
 
 
 @contextmanager

@@ -59,9 +59,10 @@ PIECES = (
         "index",
         "KV index, hash and decision in process: penstock, Dynamo's RadixTree and SelectionService",
         240,
-        lambda effort: (
-            ["benchmarks.index", "--peer-python", str(DYNAMO.python), "--rounds", effort.rounds_or(2)] + ["--only", "speed"]
-        ),
+        lambda effort: [
+            *("benchmarks.index", "--only", "speed", "--peer-python", str(DYNAMO.python)),
+            *("--rounds", effort.rounds_or(2)),
+        ],
         readings.index,
     ),
     Piece(
@@ -116,10 +117,10 @@ PIECES = (
         "disagg",
         "real vLLM and LMCache: prefill in the decode worker, prefill in a prefill worker",
         240,
-        lambda effort: (
-            ["benchmarks.disagg", "--set", "decode.replicas=1", "--engine", '{"max_model_len": 4096}']
-            + ["--tokens", "700,1000,2000", "--rounds", effort.rounds_or(5)]
-        ),
+        lambda effort: [
+            *("benchmarks.disagg", "--set", "decode.replicas=1", "--engine", '{"max_model_len": 4096}'),
+            *("--tokens", "700,1000,2000", "--rounds", effort.rounds_or(5)),
+        ],
         readings.disagg,
         needs="vllm",
     ),

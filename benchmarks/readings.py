@@ -91,10 +91,14 @@ def control_plane(raw: dict[str, Any]) -> Findings:
     cells = raw["cells"]
     for cell in ("stream 16", "stream 64", "whole 16", "whole 64"):
         rate = {name: [run["requests_per_s"] for run in runs] for name, runs in cells[cell].items()}
-        goals.append(_against(f"requests/s against Dynamo, {_cell(cell)}", rate[OURS], rate.get("dynamo", []), 1))
-        goals.append(_against(f"against production-stack, {_cell(cell)}", rate[OURS], rate.get("production-stack", []), 3))
+        for name, peer in _DYNAMO.items():
+            goals.append(_against(f"requests/s against {peer}, {_cell(cell)}", rate[OURS], rate.get(name, []), 1, _HOPS))
+        goals.append(
+            _against(f"against production-stack, {_cell(cell)}", rate[OURS], rate.get("production-stack", []), 3, _GITHUB)
+        )
     first = {name: [run["ttft_p50_ms"] for run in runs] for name, runs in cells["stream 1"].items()}
-    goals.append(_against("TTFT against Dynamo at 1, times as fast", first.get("dynamo", []), first[OURS], 1))
+    for name, peer in _DYNAMO.items():
+        goals.append(_against(f"TTFT against {peer} at 1, times as fast", first.get(name, []), first[OURS], 1, _HOPS))
     failed = {name: sum(run["failed"] for runs in systems.values() for run in runs) for name, systems in _by_system(cells)}
     notes = [f"{name} {version}" for name, version in raw["versions"].items() if version]
     notes += [f"{name} was not measured: {why}" for name, why in raw["missing"].items()]
@@ -213,6 +217,12 @@ def cache(raw: dict[str, Any]) -> Findings:
     return Findings(figures, goals)
 
 
+_DYNAMO = {"dynamo": "Dynamo", "dynamo-joined": "Dynamo with its mockers in one process"}
+_HOPS = (
+    "a request crosses NATS for its route, its worker and its tokens, and wakes four processes of Python; Dynamo's frontend"
+    " routes in its own process, in Rust; docs/log.md has the profile"
+)
+_GITHUB = "production-stack's router is on GitHub only, which this machine does not reach; docs/log.md has an older figure"
 _ENDS = "512 look-ups in a dict take 20 us of it, differences of 256-bit masks and their names the rest"
 _NOISE = "the engine is the limit; around 1 it is the machine's noise"
 
@@ -231,10 +241,11 @@ def _goal(name: str, samples: Sequence[float], sense: Sense, bound: float, unit:
     return goal if goal.reached else Goal(name, value, sense, bound, unit, why_not)
 
 
-def _against(name: str, above: Sequence[float], below: Sequence[float], times: float) -> Goal:
+def _against(name: str, above: Sequence[float], below: Sequence[float], times: float, why_not: str = "") -> Goal:
     """Return the goal that `above` is so many times `below`, round by round."""
     value = ratio_of(above, below)
-    return Goal(name, value, "at least", times, "times", "" if value else "the peer was not measured")
+    goal = Goal(name, value, "at least", times, "times")
+    return goal if goal.reached else Goal(name, value, "at least", times, "times", why_not or "the peer was not measured")
 
 
 def _cell(cell: str) -> str:

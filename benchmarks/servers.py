@@ -114,7 +114,7 @@ def running(
     ready_line: str | None = None,
     answer: str = "",
 ) -> Iterator[Server]:
-    """Start `argv`, wait until `ready_path` answers with `answer` in it, and for `ready_line` in its output; end it later."""
+    """Run `argv`, ready once `ready_path` answers with `answer` in it and `ready_line` is in its output; end it later."""
     with tempfile.NamedTemporaryFile("w+", suffix=".log") as log:
         began = time.perf_counter()
         process = subprocess.Popen(argv, env={**os.environ, **environment}, stdout=log, stderr=subprocess.STDOUT)

@@ -1,7 +1,7 @@
 """Sends tokens back: at most one message a millisecond and processor, holding the new tokens of all its requests, numbered.
 
-What comes after a pause leaves at once; only what follows within a millisecond is gathered, which is nothing beside the step of
-an engine and a message less for each token of a fast one. Where they do not fit one message, it sends as many as it takes.
+What comes after a pause leaves at once; only what follows within a millisecond is gathered: nothing beside the step of an
+engine, and a message less for each token of a fast one. Where they do not fit one message, it sends as many as it takes.
 
 Knows nothing of engines. A message lost on the way leaves a gap in the numbers, which the processor notices and repairs.
 """

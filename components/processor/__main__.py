@@ -1,6 +1,7 @@
 """A processor process: loads the tokenizer, listens for workers and for HTTP, serves until told to stop, drains."""
 
 import asyncio
+import gc
 import sys
 
 from aiohttp import web
@@ -60,6 +61,8 @@ async def serve(process: Process) -> None:
         await process.bus.serve(process.subjects.tokenize(), TokenizeQuery, pipeline.tokenize, _QUEUE)
     background = [process.tasks.create_task(work) for work in works]
     runner = await _open(app.make(), graph)
+    gc.collect()
+    gc.freeze()  # what is here now stays; no collection has to look at it again
     member.become(ProcessState.READY, f"http port {graph.http.port}")
     await member.stopping.wait()
     member.become(ProcessState.DRAINING)

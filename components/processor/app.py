@@ -90,9 +90,7 @@ class App:
                 body = b"".join([part.data async for part in answering.parts])
                 return web.Response(body=body, content_type=JSON, headers=headers)
 
-    async def _stream(
-        self, request: web.Request, parts: AsyncIterator[Part], headers: dict[str, str]
-    ) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, parts: AsyncIterator[Part], headers: dict[str, str]) -> web.StreamResponse:
         """Send `parts` as they come. An error before the first of them still gets a status; later it is the last event."""
         first = await anext(parts)
         response = Stream(headers=_SSE | headers)

@@ -4,11 +4,11 @@ Knows attempts and replays, not HTTP or OpenAI's formats.
 """
 
 import logging
-import secrets
 import time
 from asyncio import TaskGroup
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from random import getrandbits
 
 import msgspec
 
@@ -86,7 +86,7 @@ class Generation:
         self._tokenizer = tokenizer
         self._terms = terms
         self._inbox = Inbox()
-        self._id = secrets.token_hex(8)
+        self._id = f"{getrandbits(64):016x}"
         self._deadline_unix_s = time.time() + terms.timeout_s
         self._attempts: dict[int, Attempt] = {}
         choices = [(prompt, choice) for prompt in plan.prompts for choice in range(plan.n)]

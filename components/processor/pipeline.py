@@ -162,7 +162,7 @@ class Pipeline:
         lane = self._threads if size <= _LARGE_BYTES else self._large_threads
         return await asyncio.get_running_loop().run_in_executor(lane, work)
 
-    async def _plan(self, caller: Caller, make: Callable[[bytes, str, Tokenizer, Limits], Plan]) -> Plan:
+    async def _plan(self, caller: Caller, make: Callable[[bytes, str, Tokenizer, Limits], Plan], deadline: Deadline) -> Plan:
         limits = msgspec.structs.replace(self._limits, context_tokens=self._fleet.context_tokens())
 
         def work() -> Plan:
@@ -170,7 +170,8 @@ class Pipeline:
             salt = salt_for(caller.key, plan.cache_salt, self._http.isolate_api_keys)
             return msgspec.structs.replace(plan, cache_salt=salt, prompts=self._hashed(plan.prompts, salt))
 
-        return await self.off_loop(len(caller.body), work)
+        size = len(caller.body)
+        return work() if size <= _INLINE_BYTES else await deadline.within(self.off_loop(size, work))
 
     def _hashed(self, prompts: list[Prompt], salt: str | None) -> list[Prompt]:
         """Return the prompts with their block hashes, when there is a router to want them."""
@@ -189,9 +190,11 @@ class Pipeline:
     ) -> AsyncIterator[Answering]:
         """Read the request and start generating; stop that at the end of the context."""
         deadline = Deadline(caller.clock.received_s, self._http.request_timeout_s)
-        plan = await deadline.within(self._plan(caller, make))
+        plan = await self._plan(caller, make, deadline)
         answer = writer(plan, caller.answer_id, int(time.time()))
-        context_tokens = await deadline.within(self._context_tokens())
+        context_tokens = self._fleet.context_tokens()
+        if context_tokens is None:
+            context_tokens = await deadline.within(self._context_tokens())
         if plan.tools.parsing and not all(worker.offer.tool_parser for worker in self._fleet.ready()):
             raise InvalidRequestError(
                 'tool_choice: "auto" needs a tool parser at the workers, and none is set up', param="tool_choice"

@@ -1,0 +1,1 @@
+"""The benchmarks' own logic: registry, statistics, page. What they measure is not asserted anywhere."""
