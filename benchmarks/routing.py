@@ -31,7 +31,7 @@ from components.engine.protocol import KvUpdate
 from components.graph.schema import Nats
 from components.wire.kv import KvStored
 from components.wire.messages import ProcessState, ProcessStatus, WorkerStatus
-from components.wire.routing import RouteEvent, RouteNotice, RouteReply, RouteRequest
+from components.wire.routing import RouteEvent, RouteNotice, RouteNotices, RouteReply, RouteRequest
 from components.wire.subjects import Subjects
 from components.worker.kv_publisher import KvPublisher
 
@@ -116,7 +116,7 @@ class Stage:
         self.took_s = time.perf_counter() - start_s
         if not dry_run:
             notice = RouteNotice(request.request_id, RouteEvent.FINISHED, reply.chosen.worker)
-            await self.bus.publish(self.subjects.route_notices(), notice)
+            await self.bus.publish(self.subjects.route_notices(), RouteNotices([notice]))
         return reply
 
 

@@ -12,13 +12,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from components.bus.client import Bus, BusError
 from components.wire.errors import PenstockError
-from components.wire.routing import RouteEvent, RouteNotice, RouteReply, RouteRequest
+from components.wire.routing import RouteEvent, RouteNotice, RouteNotices, RouteReply, RouteRequest
 from components.wire.subjects import Subjects
 
 log = logging.getLogger(__name__)
 
 FALLBACK = "fallback"
 _TRY_AGAIN_S = 1.0
+_MOST_NOTICES = 256  # in one message
 _GATHER_S = 0.01  # what is told so soon after the last notices goes out with the next ones
 _ASKING_S = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1)
 
@@ -128,11 +129,11 @@ class Router:
         """Tell the routers now; what is lost meanwhile, their deadlines and the workers' word make good."""
         self._notices_wait.clear()
         notices, self._notices = self._notices, []
-        for notice in notices:
+        for start in range(0, len(notices), _MOST_NOTICES):
             try:
-                await self._bus.publish(self._subjects.route_notices(), notice)
+                await self._bus.publish(self._subjects.route_notices(), RouteNotices(notices[start : start + _MOST_NOTICES]))
             except BusError as error:
-                log.debug("the routers do not hear of a request", extra={"error": str(error)})
+                log.debug("the routers do not hear of requests", extra={"error": str(error)})
 
     def _withdraw(self, request: RouteRequest) -> None:
         """Take back a question whose answer nobody waits for; it may have been booked."""

@@ -22,7 +22,7 @@ from components.router.roster import Roster
 from components.wire.errors import InvalidRequestError, ModelNotFoundError, NoWorkerError
 from components.wire.kv import KvBatch, SnapshotChunk, SnapshotRequest
 from components.wire.messages import ProcessStatus, WorkerRole
-from components.wire.routing import RouteCandidate, RouteNotice, RouteReply, RouteRequest, Trust
+from components.wire.routing import RouteCandidate, RouteNotices, RouteReply, RouteRequest, Trust
 from components.wire.store_life import StoreLife
 from components.wire.subjects import Subjects
 
@@ -89,7 +89,7 @@ class RouterService:
         if self._hears_kv:
             await bus.subscribe(subjects.every_kv_event(), KvBatch, self._on_batch)
             await bus.subscribe(subjects.kv_chunks(self.name), SnapshotChunk, self._on_chunk)
-        await bus.subscribe(subjects.route_notices(), RouteNotice, self._on_notice)
+        await bus.subscribe(subjects.route_notices(), RouteNotices, self._on_notices)
         bus.on_reconnect(self._on_reconnect)
         await bus.publish(subjects.ask_status(), Nothing())
 
@@ -195,14 +195,16 @@ class RouterService:
 
     async def _tell_peers(self, request: RouteRequest, choice: Candidate) -> None:
         """Tell the other replicas of a choice, so that they book it too."""
-        notice = chosen(request, choice, self.name)
+        notices = RouteNotices([chosen(request, choice, self.name)])
         try:
-            await self._bus.publish(self._subjects.route_notices(), notice)
+            await self._bus.publish(self._subjects.route_notices(), notices)
         except BusError as error:
             log.warning("the other routers do not hear of a choice", extra={"error": str(error)})
 
-    async def _on_notice(self, notice: RouteNotice) -> None:
-        self._notices.hear(notice, time.monotonic())
+    async def _on_notices(self, told: RouteNotices) -> None:
+        now_s = time.monotonic()
+        for notice in told.notices:
+            self._notices.hear(notice, now_s)
 
     async def _on_status(self, status: ProcessStatus) -> None:
         now_s = time.monotonic()

@@ -133,6 +133,16 @@ class RouteNotice(Message, frozen=True):
     fetch_blocks: int = 0
 
 
+class RouteNotices(Message, frozen=True):
+    """What one process has to tell about requests, together; they came up within a few milliseconds.
+
+    Attributes:
+        notices: in the order of the moments.
+    """
+
+    notices: list[RouteNotice]
+
+
 class TokenizeQuery(Message, frozen=True):
     """Which tokens would this prompt become? Asked by a router that explains; it has no tokenizer of its own.
 

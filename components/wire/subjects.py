@@ -93,7 +93,7 @@ class Subjects:
         return f"{self._prefix}.route"
 
     def route_notices(self) -> str:
-        """`RouteNotice` to every router replica."""
+        """`RouteNotices` to every router replica."""
         return f"{self._prefix}.route_notices"
 
     def tokenize(self) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from components.bus.server import NatsServerPlan
 from components.graph.schema import Nats
-from components.wire.routing import RouteEvent, RouteNotice
+from components.wire.routing import RouteEvent, RouteNotice, RouteNotices
 from tests.support.decode_process import component_process
 from tests.support.edge import Edge, edge, free_port, scripted
 from tests.support.nats import nats_server
@@ -317,10 +317,10 @@ async def test_a_replay_excludes_the_worker_that_failed(nats: Nats) -> None:
     async with routing(nats) as router, edge(nats, router={}) as server:
         notices: list[RouteNotice] = []
 
-        async def hear(notice: RouteNotice) -> None:
-            notices.append(notice)
+        async def hear(told: RouteNotices) -> None:
+            notices.extend(told.notices)
 
-        await router.bus.subscribe(router.subjects.route_notices(), RouteNotice, hear)
+        await router.bus.subscribe(router.subjects.route_notices(), RouteNotices, hear)
         async with scripted(server, bad=die) as (bad,):
             async with asyncio.timeout(5):
                 while [each["name"] for each in (await router.get("/workers"))["workers"]] != ["bad"]:

@@ -14,7 +14,7 @@ from components.graph.schema import Nats
 from components.wire.errors import InvalidRequestError, ModelNotFoundError, NoWorkerError
 from components.wire.kv import KvBatch, KvRemoved, KvStored
 from components.wire.messages import ProcessState, WorkerLoad
-from components.wire.routing import RouteEvent, RouteNotice, RouteReply, RouteRequest
+from components.wire.routing import RouteEvent, RouteNotice, RouteNotices, RouteReply, RouteRequest
 from tests.support.nats import nats_server
 from tests.support.raw_http import converse
 from tests.support.routing import Holder, Routing, holders, routing
@@ -54,7 +54,7 @@ async def until_requests(router: Routing, count: int) -> None:
 async def notice(router: Routing, request_id: str, event: RouteEvent, **fields: object) -> None:
     """Tell all routers of a request."""
     told = RouteNotice(request_id, event, "decode-0", **fields)  # type: ignore[arg-type]
-    await router.bus.publish(router.subjects.route_notices(), told)
+    await router.bus.publish(router.subjects.route_notices(), RouteNotices([told]))
 
 
 async def test_a_request_goes_to_the_worker_that_told_of_its_prefix(router: Routing) -> None:

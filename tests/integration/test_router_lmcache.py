@@ -12,7 +12,7 @@ from components.engine.protocol import KvUpdate
 from components.graph.schema import Nats
 from components.wire.kv import KvStored, Tier
 from components.wire.messages import ProcessState, ProcessStatus
-from components.wire.routing import RouteEvent, RouteNotice
+from components.wire.routing import RouteEvent, RouteNotice, RouteNotices
 from components.worker.kv_publisher import KvPublisher
 from components.worker.store_watch import StoreWatch
 from tests.support.nats import nats_server
@@ -86,7 +86,8 @@ async def test_a_first_token_corrects_all_replicas(nats: Nats, router: Routing) 
                 while (await each.get("/index/stats"))["requests"] != 1:
                     await asyncio.sleep(0.02)
         for event, fields in ((RouteEvent.FIRST_TOKEN, {"cached_tokens": 30 * BLOCK_SIZE}), (RouteEvent.FINISHED, {})):
-            await router.bus.publish(router.subjects.route_notices(), RouteNotice("r", event, "decode-0", **fields))
+            told = RouteNotices([RouteNotice("r", event, "decode-0", **fields)])
+            await router.bus.publish(router.subjects.route_notices(), told)
         for each in (router, other):
             await until_fetches(each, decode_0=30)
         await decode.send(KvStored(PROMPT[30:], PROMPT[29], Tier.SHARED))

@@ -41,6 +41,7 @@ from components.wire.routing import (
     RouteCandidate,
     RouteEvent,
     RouteNotice,
+    RouteNotices,
     RouteReply,
     RouteRequest,
     Tokenized,
@@ -128,6 +129,7 @@ EXAMPLES: dict[str, Message | ErrorReply] = {
     "RouteNotice": RouteNotice(
         "r", RouteEvent.FIRST_TOKEN, "decode-0", 70, 30, 1790000000.5, [1, 2], 0.05, 64, "router-0", "s", 3
     ),
+    "RouteNotices": RouteNotices([RouteNotice("r", RouteEvent.FINISHED, "decode-0")]),
     "MetricsReply": MetricsReply(
         "decode-0",
         [MetricFamily("penstock_x", "counter", "What it counts.", [MetricSample("penstock_x_total", {"a": "b"}, 3.0)])],
