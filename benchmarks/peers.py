@@ -7,6 +7,7 @@ Everything listens on loopback only. Environments live in `.peers/` of the check
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,11 +36,13 @@ class Peer:
         name: of the environment, and in the tables.
         packages: what pip installs, one call an entry; an entry's words are pip's arguments.
         package: whose version is reported.
+        interpreter: what makes its environment; default: the Python that runs this.
     """
 
     name: str
     packages: tuple[tuple[str, ...], ...]
     package: str
+    interpreter: str = sys.executable
 
     @property
     def python(self) -> Path:
@@ -63,7 +66,9 @@ class Peer:
         if version := self.version():
             return version
         FOLDER.mkdir(parents=True, exist_ok=True)
-        _call([sys.executable, "-m", "venv", str(FOLDER / self.name)])
+        if shutil.which(self.interpreter) is None:
+            raise PeerError(f"{self.interpreter} is not there")
+        _call([self.interpreter, "-m", "venv", str(FOLDER / self.name)])
         for arguments in self.packages:
             _call([str(self.python), "-m", "pip", "install", "--quiet", *arguments])
         return self.version()
@@ -79,8 +84,9 @@ SGLANG_ROUTER = Peer("sglang-router", (("sglang-router==0.3.2",),), "sglang-rout
 VLLM_ROUTER = Peer("vllm-router", (("vllm-router==0.1.17",),), "vllm-router")
 PRODUCTION_STACK = Peer(  # not on PyPI, where its package's name belongs to another router
     "production-stack",
-    (("git+https://github.com/vllm-project/production-stack.git@vllm-stack-0.1.11#egg=vllm-router",),),
+    (("git+https://github.com/vllm-project/production-stack.git@7453f79addd0ef8c2a3d200722802f00a27b023e",),),
     "vllm-router",
+    interpreter="python3.12",
 )
 PEERS = {peer.name: peer for peer in (DYNAMO, SGLANG_ROUTER, VLLM_ROUTER, PRODUCTION_STACK)}
 

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _GC_THRESHOLDS = (20_000, 20, 50)
-"""Requests in flight are many small objects, hardly a cycle among them; with Python's 700 they are looked at all the time."""
+"""Requests in flight are many small objects, hardly a cycle among them; with Python's 700 they are looked at for ever."""
 
 
 class FatalError(Exception):
