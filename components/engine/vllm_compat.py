@@ -147,7 +147,11 @@ def submit(llm: AsyncLLM, request: GenerateRequest, sampling: Sampling) -> Async
         ValueError, TypeError: vLLM refuses a sampling parameter.
     """
     prompt = tokens_input(request.token_ids, cache_salt=request.cache_salt)
-    stream: AsyncGenerator[Any, None] = llm.generate(prompt, to_sampling_params(sampling), request.request_id)
+    traced = request.trace and llm.vllm_config.observability_config.otlp_traces_endpoint  # vLLM's own spans, where asked for
+    headers = {"traceparent": request.trace} if traced else None
+    stream: AsyncGenerator[Any, None] = llm.generate(
+        prompt, to_sampling_params(sampling), request.request_id, trace_headers=headers
+    )
     return stream
 
 

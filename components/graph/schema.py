@@ -191,10 +191,12 @@ class Supervision(Settings, frozen=True):
 
 
 class Telemetry(Settings, frozen=True):
-    """Logs."""
+    """Logs, and traces of requests."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"  # least severe level to write
     log_format: Literal["text", "json"] = "text"  # one line each; json for machines
+    otlp_endpoint: str = ""  # an OpenTelemetry collector that gets a trace of each request, as http://127.0.0.1:4318
+    trace_ratio: float = 1.0  # the share of requests to trace, 0 to 1; a client that sends a `traceparent` decides itself
 
 
 class Graph(Settings, frozen=True):
@@ -210,7 +212,7 @@ class Graph(Settings, frozen=True):
     kv: Kv = Kv()  # KV cache facts
     lmcache: LMCache | None = None  # share KV between engines: a map, empty for the defaults
     supervision: Supervision = Supervision()  # starting, watching, stopping
-    telemetry: Telemetry = Telemetry()  # logs
+    telemetry: Telemetry = Telemetry()  # logs and traces
 
     @property
     def model_name(self) -> str:

@@ -20,6 +20,7 @@ from components.processor.routing import Booking, Router
 from components.processor.sequence import Sequence
 from components.processor.streams import Attempt, Inbox
 from components.processor.workers import Workers
+from components.telemetry.tracing import carry, span
 from components.wire.errors import ErrorCode, ErrorReply, WorkerLostError, from_reply
 from components.wire.messages import FinishReason, GenerateRequest, TokenDelta
 from components.wire.routing import RouteReply, RouteRequest
@@ -175,11 +176,19 @@ class Generation:
                 session=self._terms.session,
                 excluded=sorted(first.tried),
             )
-            booking = await self._router.choose(request)
+            booking = await self._ask(self._router, request)
             if booking is not None:
                 worker = self._book(booking, sequences)
             self._routes[first.index] = booking.reply if booking and worker else None
         return worker or self._workers.choose(frozenset(first.tried))
+
+    async def _ask(self, router: Router, request: RouteRequest) -> Booking | None:
+        with span("route", prompt_tokens=request.prompt_tokens) as traced:
+            booking = await router.choose(request)
+            if booking is not None:
+                chosen = booking.reply.chosen
+                traced.set(worker=chosen.worker, overlap_blocks=chosen.overlap_blocks, cost_s=chosen.cost_s)
+        return booking
 
     def _book(self, booking: Booking, sequences: list[Sequence]) -> Worker | None:
         """Hold a booking for `sequences`, and return its worker; None when that one cannot be used."""
@@ -208,6 +217,7 @@ class Generation:
             cache_salt=self._plan.cache_salt,
             replayed_tokens=done,
             tools=self._plan.tools.parsing,
+            trace=carry(),
         )
         wait_s = self._terms.replay_wait_s if sequence.replays else self._terms.wait_s
         attempt = await self._workers.place(request, sequence.index, self._inbox, first, sequence.tried, wait_s)

@@ -73,6 +73,7 @@ _SAMPLING = Sampling(
     spaces_between_special_tokens=False,
     structured_outputs=_STRUCTURED,
 )
+_TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 _TOOLS = ToolParsing("[]", '"required"', '[{"role": "user", "content": "?"}]')
 _LOGPROBS = PositionLogprobs(TokenLogprob(9, " a", -0.5, 1), (TokenLogprob(9, " a", -0.5, 1), TokenLogprob(8, "b", -1.5, 2)))
 _DELTA = TokenDelta(
@@ -106,7 +107,7 @@ EXAMPLES: dict[str, Message | ErrorReply] = {
     "DeadLetter": DeadLetter("job-1", "all", "taken 5 times and never finished", 6, 1790000000.5, 1790000100.5, b"\x80"),
     "ErrorReply": _ERROR,
     "GenerateRequest": GenerateRequest(
-        "r-0-0", "processor-0", "demo", [1, 2, 300, 70000], _SAMPLING, 1790000000.5, "salt", 2, _TOOLS
+        "r-0-0", "processor-0", "demo", [1, 2, 300, 70000], _SAMPLING, 1790000000.5, "salt", 2, _TOOLS, _TRACE
     ),
     "KvBatch": KvBatch(
         "decode-0",
@@ -116,7 +117,7 @@ EXAMPLES: dict[str, Message | ErrorReply] = {
     ),
     "SnapshotRequest": SnapshotRequest("s1", "penstock.g.kv_chunks.router-0"),
     "SnapshotChunk": SnapshotChunk("s1", "decode-0", "a1b2", 3, 1, True, False, [KvStored([11, 12])]),
-    "PrefillJob": PrefillJob("r-0-0", "decode-0", "demo", [1, 2, 300], 1790000000.5, 1790000010.5, "salt"),
+    "PrefillJob": PrefillJob("r-0-0", "decode-0", "demo", [1, 2, 300], 1790000000.5, 1790000010.5, "salt", _TRACE),
     "PrefillProgress": PrefillProgress(
         "r-0-0", "prefill-0", PrefillState.FAILED, 1024, 0.002, 0.25, 0.004, ErrorReply(ErrorCode.INTERNAL, "why")
     ),
