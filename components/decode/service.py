@@ -98,6 +98,7 @@ class DecodeService:
             kv_blocks=self._info.kv_blocks,
             load=load,
             tool_parser=self._info.tool_parser,
+            reasoning_parser=self._info.reasoning_parser,
             store=self._store,
         )
 
@@ -208,4 +209,5 @@ def _delta(request_id: str, offset: int, output: EngineOutput) -> TokenDelta:
         output.stop_reason,
         output.cached_tokens,
         output.tool_calls,
+        output.reasoning,
     )

@@ -27,6 +27,7 @@ class EngineInfo(Message, frozen=True):
         block_size: tokens a KV block.
         kv_blocks: KV blocks it holds in all.
         tool_parser: whether it can parse tool calls out of text.
+        reasoning_parser: whether it can tell reasoning from the answer.
     """
 
     version: str
@@ -34,6 +35,7 @@ class EngineInfo(Message, frozen=True):
     block_size: int
     kv_blocks: int
     tool_parser: bool = False
+    reasoning_parser: bool = False
 
 
 class EngineOutput(Message, frozen=True):
@@ -46,6 +48,7 @@ class EngineOutput(Message, frozen=True):
     stop_reason: int | str | None = None
     cached_tokens: int | None = None
     tool_calls: tuple[ToolCallDelta, ...] = ()
+    reasoning: str = ""
 
 
 class KvUpdate(Message, frozen=True):

@@ -121,7 +121,7 @@ def open_engine(arguments: AsyncEngineArgs, stats: Stats) -> AsyncLLM:
     )
 
 
-def describe(llm: AsyncLLM, *, tool_parser: bool) -> EngineInfo:
+def describe(llm: AsyncLLM, *, tool_parser: bool, reasoning_parser: bool) -> EngineInfo:
     """Return what a started engine is."""
     cache = llm.vllm_config.cache_config
     return EngineInfo(
@@ -130,6 +130,7 @@ def describe(llm: AsyncLLM, *, tool_parser: bool) -> EngineInfo:
         block_size=cache.block_size,
         kv_blocks=cache.num_gpu_blocks,
         tool_parser=tool_parser,
+        reasoning_parser=reasoning_parser,
     )
 
 

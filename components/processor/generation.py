@@ -216,7 +216,7 @@ class Generation:
             deadline_unix_s=self._deadline_unix_s,
             cache_salt=self._plan.cache_salt,
             replayed_tokens=done,
-            tools=self._plan.tools.parsing,
+            parsing=self._plan.tools.parsing,
             trace=carry(),
         )
         wait_s = self._terms.replay_wait_s if sequence.replays else self._terms.wait_s
@@ -248,7 +248,9 @@ class Generation:
     async def _replay(self, sequence: Sequence, error: ErrorReply) -> list[Piece]:
         can_go_on = not self._plan.tools.parsing and exact(sequence.sampling)
         if not can_go_on and self._plan.stream and sequence.token_ids:
-            raise WorkerLostError(f"{error.message}; an answer with constraints or output penalties cannot be continued")
+            raise WorkerLostError(
+                f"{error.message}; an answer that is parsed, or has constraints or output penalties, cannot be continued"
+            )
         if not can_go_on:
             sequence.restart()
         elif sequence.token_ids:
