@@ -8,6 +8,8 @@ agree. What this file decides:
   says what the full-attention layers hold.
 - The engine may hold a block several times; it is gone when the last copy is. LMCache holds a chunk once: each time it is
   stored it is told again, because nobody may have told of its eviction, or of the server's restart, in between.
+- Where LMCache's server tells what it evicts (`shared_changed`), it may overtake an engine that stores the same chunk anew,
+  or be overtaken. Its own events are in order, so it has the last word; what a chunk means is kept a while after it is gone.
 - Blocks that are no whole number of ours (a partial block) are ignored. Larger ones, such as LMCache's chunks, are several.
 - Blocks whose parent is unknown are left out and counted.
 - LMCache's chunks are kept, 0.5 kB each, as parents of later ones, and where evictions are not told they only get more. So
@@ -26,6 +28,7 @@ from components.wire.block_hash import extend, root_hash
 from components.wire.kv import Tier
 
 _MAX_CHUNKS = 2**18
+_MAX_GONE = 2**14
 
 EngineHash = int | bytes
 _Piece = tuple[int, ...]  # the blocks of ours in one of the engine's, in order
@@ -85,6 +88,10 @@ class _Shelf:
         self.pieces[block] = piece
         return True
 
+    def get(self, block: EngineHash) -> _Piece | None:
+        """Return what a block is in ours; None if it is unknown."""
+        return self.pieces.get(block)
+
     def put_new(self, blocks: Sequence[EngineHash], pieces: Sequence[_Piece]) -> bool:
         """Take blocks of which none is held: the common case, done in C; False if they are not so or one repeats."""
         if not self.pieces.keys().isdisjoint(blocks):
@@ -106,13 +113,43 @@ class _Shelf:
 
 
 class _StoreShelf(_Shelf):
-    """What LMCache holds: nothing twice, and the newest last."""
+    """What LMCache holds: nothing twice, and the newest last.
+
+    Attributes:
+        parents: our block before each chunk, also before those that are gone.
+        gone: chunks that were held, the last gone last.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parents: dict[EngineHash, int | None] = {}
+        self.gone: dict[EngineHash, _Piece] = {}
+
+    def get(self, block: EngineHash) -> _Piece | None:
+        """Return what a chunk is in ours, also one that is gone: what follows it may still be held."""
+        return self.pieces.get(block) or self.gone.get(block)
+
+    def learn(self, blocks: Sequence[EngineHash], pieces: Sequence[_Piece], parent: int | None) -> None:
+        """Note what comes before each of these consecutive chunks, the first of which follows our block `parent`."""
+        self.parents.update(zip(blocks, (parent, *(piece[-1] for piece in pieces)), strict=False))
+        for block in blocks:
+            self.gone.pop(block, None)
 
     def put(self, block: EngineHash, piece: _Piece) -> bool:
         """Take a chunk, even if it is here already: who told of it may have withdrawn it meanwhile."""
         self.pieces.pop(block, None)
         self.pieces[block] = piece
         return True
+
+    def drop(self, block: EngineHash) -> _Piece:
+        """Drop a chunk; return what is no longer held."""
+        piece = super().drop(block)
+        if piece:
+            self.gone[block] = piece
+            if len(self.gone) > _MAX_GONE:
+                oldest = next(iter(self.gone))
+                del self.gone[oldest], self.parents[oldest]
+        return piece
 
 
 class KvTranslator:
@@ -146,6 +183,19 @@ class KvTranslator:
             else:
                 self._clear()
 
+    def shared_changed(self, held: Iterable[EngineHash], gone: Sequence[EngineHash]) -> None:
+        """Follow what LMCache's server says of its chunks, by the hashes engines know them by; unknown ones say nothing."""
+        for (tier, group), shelf in self._shelves.items():
+            if not isinstance(shelf, _StoreShelf):
+                continue
+            self._events += 1
+            self._remove(EngineRemoved([chunk for chunk in gone if chunk in shelf.pieces], tier, group))
+            for chunk in held:
+                if piece := shelf.gone.pop(chunk, None):
+                    shelf.put(chunk, piece)
+                    if all(chunk in other.pieces for other in self._others(shelf, tier)):
+                        self._changes.stored(piece, shelf.parents[chunk], tier)
+
     def lose(self) -> None:
         """Events were lost for good: withdraw everything, for some of it may be gone."""
         self._drop_all()
@@ -173,7 +223,7 @@ class KvTranslator:
             shelf = self._shelves[event.tier, event.group] = _StoreShelf() if event.tier is Tier.SHARED else _Shelf()
         before = None
         if event.parent is not None:
-            before = shelf.pieces.get(event.parent)
+            before = shelf.get(event.parent)
             if before is None:
                 self._orphan_blocks += len(event.token_ids) // self._block_size
                 return
@@ -181,6 +231,8 @@ class KvTranslator:
         chained_to = root_hash(self._model, event.adapter, event.cache_salt) if parent is None else parent
         blocks = extend(chained_to, event.token_ids, self._block_size)
         pieces = list(zip(*[iter(blocks)] * (event.block_size // self._block_size), strict=True))
+        if isinstance(shelf, _StoreShelf):
+            shelf.learn(event.hashes, pieces, parent)
         others = self._others(shelf, event.tier)
         if not others and shelf.put_new(event.hashes, pieces):
             self._changes.stored(blocks, parent, event.tier)
@@ -198,7 +250,7 @@ class KvTranslator:
         others = self._others(shelf, event.tier)
         for block in event.hashes:
             gone = shelf.drop(block)
-            if all(block in other.pieces for other in others):
+            if gone and all(block in other.pieces for other in others):
                 self._changes.removed(gone, event.tier)
 
     def _forget_old_chunks(self, tier: Tier, group: int) -> None:

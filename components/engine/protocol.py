@@ -3,7 +3,7 @@
 Both engines pass the same contract suite, `tests/support/engine_contract.py`.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
 from components.wire.kv import KvChange
@@ -107,6 +107,15 @@ class Engine(Protocol):
         """Return how many leading tokens of a prompt any engine of this host can load from the shared cache (LMCache) now.
 
         A multiple of the cache's chunk; 0 without a shared cache, and when it does not answer in time.
+        """
+        ...
+
+    def shared_changed(self, held: Sequence[int], gone: Sequence[int]) -> None:
+        """Take in what the shared cache's server says of its chunks; `kv_updates` tells what that means.
+
+        Args:
+            held: chunks it can give now, by the low 64 bits of its own hashes; those this engine never stored say nothing.
+            gone: chunks it cannot give any more.
         """
         ...
 

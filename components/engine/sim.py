@@ -5,7 +5,7 @@ with ``output: echo``, after the prompt. `die`, `freeze`, `thaw` and `slowdown` 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from components.engine.protocol import EngineInfo, EngineOutput, EngineStartError, KvUpdate
 from components.engine.sim_answer import Vocabulary, refusal
@@ -119,6 +119,9 @@ class SimEngine:
         """See `Engine.kv_updates`."""
         while self._kv is not None and (update := await self._kv.next_update()) is not None:
             yield update
+
+    def shared_changed(self, held: Sequence[int], gone: Sequence[int]) -> None:
+        """Ignore it: the simulated cache tells its engines itself; see `Engine.shared_changed`."""
 
     async def shared_tokens(self, request: GenerateRequest) -> int:
         """See `Engine.shared_tokens`."""

@@ -6,7 +6,7 @@ Knows the life of an engine and of a request in it. What vLLM's objects look lik
 
 import asyncio
 import gc
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -212,6 +212,11 @@ class VllmEngine:
                 self._unfinished.discard(request.request_id)
                 # vLLM aborts a request whose stream is closed, but not one that is cancelled while it is being added.
                 await opened.llm.abort(request.request_id)
+
+    def shared_changed(self, held: Sequence[int], gone: Sequence[int]) -> None:
+        """Take in what LMCache's server holds; see `Engine.shared_changed`."""
+        if self._kv is not None:
+            self._kv.shared_changed(held, gone)
 
     async def shared_tokens(self, request: GenerateRequest) -> int:
         """Return how much of a prompt LMCache can give to any engine; see `Engine.shared_tokens`."""

@@ -23,7 +23,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.loggers import StatLoggerBase
 
-from components.engine.kv_translate import EngineCleared, EngineEvent, EngineRemoved, EngineStored
+from components.engine.kv_translate import EngineCleared, EngineEvent, EngineHash, EngineRemoved, EngineStored
 from components.engine.protocol import EngineInfo
 from components.engine.vllm_convert import to_engine_output, to_sampling_params
 from components.wire.kv import Tier
@@ -210,7 +210,7 @@ def kv_events(payload: bytes, cpu_tier: Tier) -> list[EngineEvent]:
                 events.append(stored)
         elif isinstance(event, BlockRemoved):
             tier = tiers.get(event.medium, Tier.SHARED)
-            events.append(EngineRemoved(event.block_hashes, tier, event.group_idx or 0))
+            events.append(EngineRemoved(_names(event.block_hashes, tier), tier, event.group_idx or 0))
         else:
             events.append(EngineCleared())
     return events
@@ -236,17 +236,25 @@ def _stored(event: BlockStored, tiers: Mapping[str | None, Tier]) -> EngineStore
             break
     if not usable:
         return None
-    whole = usable == len(event.block_hashes)
+    whole, tier = usable == len(event.block_hashes), tiers.get(event.medium, Tier.SHARED)
+    names, parent = _names(event.block_hashes, tier), event.parent_block_hash
     return EngineStored(
-        event.block_hashes if whole else event.block_hashes[:usable],
-        event.parent_block_hash,
+        names if whole else names[:usable],
+        None if parent is None else _names([parent], tier)[0],
         event.token_ids if whole else event.token_ids[: usable * event.block_size],
         event.block_size,
         event.lora_name,
         salt,
-        tiers.get(event.medium, Tier.SHARED),
+        tier,
         event.group_idx or 0,
     )
+
+
+def _names(hashes: list[EngineHash], tier: Tier) -> list[EngineHash]:
+    """Return an event's hashes, LMCache's as their low 64 bits: vLLM tells no more by default."""
+    if tier is not Tier.SHARED:
+        return hashes
+    return [int.from_bytes(each[-8:]) if isinstance(each, bytes) else each for each in hashes]
 
 
 def _stat_logger(stats: Stats) -> Callable[[Any, int], StatLoggerBase]:

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -155,6 +155,11 @@ class KvStream:
                     else:
                         await self._follower.catch_up()
                     caught_up = True
+
+    def shared_changed(self, held: Sequence[int], gone: Sequence[int]) -> None:
+        """Take in what the LMCache server holds; `updates` tells of it."""
+        self._translator.shared_changed(held, gone)
+        self._woken.set()
 
     def close(self) -> None:
         """Free the socket and the folder."""

@@ -82,6 +82,8 @@ def _lmcache(lmcache: LMCache, block_size: int) -> Iterator[str]:
     for name in ("port", "http_port"):
         if not 0 < getattr(lmcache, name) < 65536:
             yield f"lmcache.{name}: must be 1 to 65535, not {getattr(lmcache, name)}"
+    if not 0 <= lmcache.coordinator_port < 65536:
+        yield f"lmcache.coordinator_port: must be 0 to 65535, not {lmcache.coordinator_port}"
     if lmcache.port == lmcache.http_port:
         yield f"lmcache.http_port: must differ from lmcache.port, {lmcache.port}"
     yield from _more_than_0(lmcache, "lmcache", "l1_gb", "timeout_s")

@@ -1,14 +1,17 @@
-"""Withdraws what this worker told of its LMCache server when that server's process ends, is replaced or falls silent.
+"""One worker's eye on its LMCache server: what it evicts, and whether it still lives.
 
-Nobody else says so: engines hear of evictions at most, and not on a CPU. What is withdrawn too much costs time, once.
+What this worker told of a server is withdrawn when the server's process ends, is replaced or falls silent. Which chunks go
+while it lives the server's process tells, in LMCache's hashes; the engine knows what they mean. What is withdrawn too much
+costs time, once.
 """
 
 import asyncio
 import logging
 import time
+from collections.abc import Callable, Sequence
 
 from components.bus.client import Bus
-from components.wire.kv import Tier
+from components.wire.kv import ChunksChanged, Tier
 from components.wire.messages import ProcessStatus
 from components.wire.store_life import StoreLife
 from components.wire.subjects import Subjects
@@ -22,7 +25,15 @@ _LOOK_S = 1.0
 class StoreWatch:
     """One worker's eye on its LMCache server."""
 
-    def __init__(self, bus: Bus, subjects: Subjects, store: str, silence_timeout_s: float, publisher: KvPublisher) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        subjects: Subjects,
+        store: str,
+        silence_timeout_s: float,
+        publisher: KvPublisher,
+        changed: Callable[[Sequence[int], Sequence[int]], None],
+    ) -> None:
         """Prepare, without listening yet.
 
         Args:
@@ -31,16 +42,19 @@ class StoreWatch:
             store: name of the LMCache server's process.
             silence_timeout_s: not heard of for so long, it is gone.
             publisher: withdraws.
+            changed: takes the chunks that are held now, and those that are gone; see `Engine.shared_changed`.
         """
         self._bus = bus
         self._subjects = subjects
         self._store = store
         self._silence_timeout_s = silence_timeout_s
         self._publisher = publisher
+        self._changed = changed
         self._life = StoreLife()
 
     async def listen(self) -> None:
-        """From now on hear what the server's process tells of itself."""
+        """From now on hear what the server's process tells of itself, and of its chunks."""
+        await self._bus.subscribe(self._subjects.store_chunks(self._store), ChunksChanged, self._on_chunks)
         await self._bus.subscribe(self._subjects.status(self._store), ProcessStatus, self._on_status)
         self._bus.on_reconnect(self._on_reconnect)
 
@@ -54,6 +68,9 @@ class StoreWatch:
                 self._life.excuse(now_s)
             if self._life.fell_silent(now_s, self._silence_timeout_s):
                 await self._withdraw("silent")
+
+    async def _on_chunks(self, change: ChunksChanged) -> None:
+        self._changed(change.held, change.gone)
 
     async def _on_status(self, status: ProcessStatus) -> None:
         if self._life.hear(status, time.monotonic()):

@@ -111,7 +111,7 @@ async def test_what_a_lost_server_held_is_forgotten_everywhere(nats: Nats, route
     async with holders(router, "decode-0", decode_0="lmcache-0") as (decode,):
         decode.mute, decode.incarnation = True, "new"  # from now on the publisher speaks for it
         publisher = KvPublisher(bus, router.subjects, "decode-0", "new", CollectorRegistry())
-        watch = StoreWatch(bus, router.subjects, "lmcache-0", SILENCE_S, publisher)
+        watch = StoreWatch(bus, router.subjects, "lmcache-0", SILENCE_S, publisher, lambda *_: None)
         await publisher.listen()
         await watch.listen()
         await bus.flush()

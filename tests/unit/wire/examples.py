@@ -2,7 +2,7 @@
 
 from components.wire.errors import ErrorCode, ErrorReply
 from components.wire.jobs import FenceKey, Job, JobRecord, JobStatus
-from components.wire.kv import KvBatch, KvCleared, KvRemoved, KvStored, SnapshotChunk, SnapshotRequest, Tier
+from components.wire.kv import ChunksChanged, KvBatch, KvCleared, KvRemoved, KvStored, SnapshotChunk, SnapshotRequest, Tier
 from components.wire.messages import (
     Accepted,
     Cancel,
@@ -116,6 +116,7 @@ EXAMPLES: dict[str, Message | ErrorReply] = {
         [KvStored([11, 2**60 - 1], 10, Tier.HOST), KvRemoved([7, 8], Tier.DISK, [None, 7]), KvCleared()],
     ),
     "SnapshotRequest": SnapshotRequest("s1", "penstock.g.kv_chunks.router-0"),
+    "ChunksChanged": ChunksChanged("lmcache-0", [2**64 - 1], [7]),
     "SnapshotChunk": SnapshotChunk("s1", "decode-0", "a1b2", 3, 1, True, False, [KvStored([11, 12])]),
     "PrefillJob": PrefillJob("r-0-0", "decode-0", "demo", [1, 2, 300], 1790000000.5, 1790000010.5, "salt", _TRACE),
     "PrefillProgress": PrefillProgress(
