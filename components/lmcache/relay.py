@@ -122,6 +122,7 @@ class Relay:
             async with self._http.request(request.method, url, data=body, headers=headers) as answer:
                 return web.Response(status=answer.status, body=await answer.read(), content_type=answer.content_type)
         except (aiohttp.ClientError, TimeoutError):
+            self._again()
             raise web.HTTPServiceUnavailable(text="the coordinator does not answer") from None
 
     async def _answer(self, request: web.Request) -> web.Response:
@@ -164,3 +165,4 @@ class Relay:
             _, report = self._recent.pop()
             self._kept.appendleft(report)
             self._kept_bytes += len(report.body)
+            self._more.set()
