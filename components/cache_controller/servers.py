@@ -124,11 +124,11 @@ class Servers:
     async def refresh(self, coordinator: str) -> None:
         """Ask a coordinator for its servers, and each of them for its engines."""
         listed: dict[str, Instance] = {}
-        told: dict[str, int] = {}
+        stats = Stats()
         try:
             found = await self._ask("GET", f"{coordinator}/instances", Instances, timeout_s=_STATUS_TIMEOUT_S)
             stats = await self._ask("GET", f"{coordinator}/directory/stats", Stats, timeout_s=_STATUS_TIMEOUT_S)
-            listed, told = {each.instance_id: each for each in found.instances}, stats.l1_keys_by_instance
+            listed = {each.instance_id: each for each in found.instances}
         except PenstockError as error:
             if self._coordinators[coordinator]:
                 log.warning("a coordinator does not answer", extra={"url": coordinator, "error": error.message})
@@ -142,7 +142,7 @@ class Servers:
                 tasks.create_task(self._look_at(coordinator, instance, is_listed=instance.instance_id in listed))
         for name, server in self._servers.items():
             if server.coordinator == coordinator:
-                server.told = told.get(name, 0)
+                server.told = stats.told(name)
                 server.behind = server.behind + 1 if server.told < server.objects else 0
 
     async def _look_at(self, coordinator: str, instance: Instance, *, is_listed: bool) -> None:
@@ -252,7 +252,7 @@ class Servers:
         """Wait a moment until the coordinator knows of no more than a server holds; it is told after the fact."""
         for _ in range(_TOLD_TRIES):
             stats = await self._ask("GET", f"{server.coordinator}/directory/stats", Stats)
-            if stats.l1_keys_by_instance.get(server.instance.instance_id, 0) <= server.objects:
+            if stats.told(server.instance.instance_id) <= server.objects:
                 return
             await asyncio.sleep(_TOLD_POLL_S)
 

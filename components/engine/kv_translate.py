@@ -23,15 +23,12 @@ from itertools import islice
 import msgspec
 
 from components.engine.kv_changes import KvChanges
+from components.engine.kv_shelves import EngineHash, Piece, Shelf, StoreShelf
 from components.engine.protocol import KvUpdate
 from components.wire.block_hash import extend, root_hash
 from components.wire.kv import Tier
 
 _MAX_CHUNKS = 2**18
-_MAX_GONE = 2**14
-
-EngineHash = int | bytes
-_Piece = tuple[int, ...]  # the blocks of ours in one of the engine's, in order
 
 
 class EngineStored(msgspec.Struct, frozen=True, gc=False):
@@ -73,85 +70,6 @@ class EngineCleared(msgspec.Struct, frozen=True):
 EngineEvent = EngineStored | EngineRemoved | EngineCleared
 
 
-class _Shelf:
-    """What one group holds on one tier."""
-
-    def __init__(self) -> None:
-        self.pieces: dict[EngineHash, _Piece] = {}
-        self.copies: dict[EngineHash, int] = {}  # of blocks held more than once: how many more
-
-    def put(self, block: EngineHash, piece: _Piece) -> bool:
-        """Take one copy; False if it is not the first."""
-        if block in self.pieces:
-            self.copies[block] = self.copies.get(block, 0) + 1
-            return False
-        self.pieces[block] = piece
-        return True
-
-    def get(self, block: EngineHash) -> _Piece | None:
-        """Return what a block is in ours; None if it is unknown."""
-        return self.pieces.get(block)
-
-    def put_new(self, blocks: Sequence[EngineHash], pieces: Sequence[_Piece]) -> bool:
-        """Take blocks of which none is held: the common case, done in C; False if they are not so or one repeats."""
-        if not self.pieces.keys().isdisjoint(blocks):
-            return False
-        before = len(self.pieces)
-        self.pieces.update(zip(blocks, pieces, strict=True))
-        if len(self.pieces) - before == len(blocks):
-            return True
-        for block in set(blocks):
-            del self.pieces[block]
-        return False
-
-    def drop(self, block: EngineHash) -> _Piece:
-        """Drop one copy; return what is no longer held."""
-        more = self.copies.pop(block, 0)
-        if more > 1:
-            self.copies[block] = more - 1
-        return () if more else self.pieces.pop(block, ())
-
-
-class _StoreShelf(_Shelf):
-    """What LMCache holds: nothing twice, and the newest last.
-
-    Attributes:
-        parents: our block before each chunk, also before those that are gone.
-        gone: chunks that were held, the last gone last.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.parents: dict[EngineHash, int | None] = {}
-        self.gone: dict[EngineHash, _Piece] = {}
-
-    def get(self, block: EngineHash) -> _Piece | None:
-        """Return what a chunk is in ours, also one that is gone: what follows it may still be held."""
-        return self.pieces.get(block) or self.gone.get(block)
-
-    def learn(self, blocks: Sequence[EngineHash], pieces: Sequence[_Piece], parent: int | None) -> None:
-        """Note what comes before each of these consecutive chunks, the first of which follows our block `parent`."""
-        self.parents.update(zip(blocks, (parent, *(piece[-1] for piece in pieces)), strict=False))
-        for block in blocks:
-            self.gone.pop(block, None)
-
-    def put(self, block: EngineHash, piece: _Piece) -> bool:
-        """Take a chunk, even if it is here already: who told of it may have withdrawn it meanwhile."""
-        self.pieces.pop(block, None)
-        self.pieces[block] = piece
-        return True
-
-    def drop(self, block: EngineHash) -> _Piece:
-        """Drop a chunk; return what is no longer held."""
-        piece = super().drop(block)
-        if piece:
-            self.gone[block] = piece
-            if len(self.gone) > _MAX_GONE:
-                oldest = next(iter(self.gone))
-                del self.gone[oldest], self.parents[oldest]
-        return piece
-
-
 class KvTranslator:
     """Follows one engine."""
 
@@ -166,7 +84,7 @@ class KvTranslator:
         self._model = model
         self._block_size = block_size
         self._max_chunks = max_chunks
-        self._shelves: dict[tuple[Tier, int], _Shelf] = {}
+        self._shelves: dict[tuple[Tier, int], Shelf] = {}
         self._changes = KvChanges()
         self._events = self._orphan_blocks = self._gaps = 0
         self._complete = True
@@ -186,7 +104,7 @@ class KvTranslator:
     def shared_changed(self, held: Iterable[EngineHash], gone: Sequence[EngineHash]) -> None:
         """Follow what LMCache's server says of its chunks, by the hashes engines know them by; unknown ones say nothing."""
         for (tier, group), shelf in self._shelves.items():
-            if not isinstance(shelf, _StoreShelf):
+            if not isinstance(shelf, StoreShelf):
                 continue
             self._events += 1
             self._remove(EngineRemoved([chunk for chunk in gone if chunk in shelf.pieces], tier, group))
@@ -195,6 +113,34 @@ class KvTranslator:
                     shelf.put(chunk, piece)
                     if all(chunk in other.pieces for other in self._others(shelf, tier)):
                         self._changes.stored(piece, shelf.parents[chunk], tier)
+            self._forget_old_chunks(tier, group)
+
+    def shared_lost(self) -> None:
+        """LMCache's server is another process now, or none: it holds nothing."""
+        for (tier, group), shelf in self._shelves.items():
+            if isinstance(shelf, StoreShelf) and shelf.pieces:
+                self._events += 1
+                self._remove(EngineRemoved(list(shelf.pieces), tier, group))
+
+    def learn(self, chunks: Sequence[EngineHash], token_ids: Sequence[int]) -> None:
+        """Note what LMCache's chunks of a prompt are in ours; whether they are held `shared_changed` says.
+
+        Args:
+            chunks: consecutive ones, from the prompt's first on.
+            token_ids: theirs.
+        """
+        shelf = self._shelves.get((Tier.SHARED, 0))
+        if not isinstance(shelf, StoreShelf):
+            shelf = self._shelves[Tier.SHARED, 0] = StoreShelf()
+        if shelf.parents.keys() >= set(chunks):
+            return
+        blocks = extend(root_hash(self._model, None, None), token_ids, self._block_size)
+        pieces = _pieces(blocks, len(blocks) // len(chunks))
+        shelf.parents.update(zip(chunks, (None, *(piece[-1] for piece in pieces)), strict=False))
+        for chunk, piece in zip(chunks, pieces, strict=True):
+            if chunk not in shelf.pieces:
+                shelf.gone.pop(chunk, None)  # the newest last
+                shelf.remember(chunk, piece)
 
     def lose(self) -> None:
         """Events were lost for good: withdraw everything, for some of it may be gone."""
@@ -220,7 +166,7 @@ class KvTranslator:
             return
         shelf = self._shelves.get((event.tier, event.group))
         if shelf is None:
-            shelf = self._shelves[event.tier, event.group] = _StoreShelf() if event.tier is Tier.SHARED else _Shelf()
+            shelf = self._shelves[event.tier, event.group] = StoreShelf() if event.tier is Tier.SHARED else Shelf()
         before = None
         if event.parent is not None:
             before = shelf.get(event.parent)
@@ -230,8 +176,8 @@ class KvTranslator:
         parent = before[-1] if before else None
         chained_to = root_hash(self._model, event.adapter, event.cache_salt) if parent is None else parent
         blocks = extend(chained_to, event.token_ids, self._block_size)
-        pieces = list(zip(*[iter(blocks)] * (event.block_size // self._block_size), strict=True))
-        if isinstance(shelf, _StoreShelf):
+        pieces = _pieces(blocks, event.block_size // self._block_size)
+        if isinstance(shelf, StoreShelf):
             shelf.learn(event.hashes, pieces, parent)
         others = self._others(shelf, event.tier)
         if not others and shelf.put_new(event.hashes, pieces):
@@ -282,7 +228,12 @@ class KvTranslator:
             blocks = [block for engine_hash in held for block in shelves[0].pieces[engine_hash]]
             self._changes.removed(blocks, tier)
 
-    def _others(self, shelf: _Shelf, tier: Tier) -> Sequence[_Shelf]:
+    def _others(self, shelf: Shelf, tier: Tier) -> Sequence[Shelf]:
         if len(self._shelves) == 1:
             return ()
         return [other for place, other in self._shelves.items() if place[0] is tier and other is not shelf]
+
+
+def _pieces(blocks: Sequence[int], size: int) -> list[Piece]:
+    """Cut blocks of ours into pieces of `size` blocks."""
+    return list(zip(*[iter(blocks)] * size, strict=True))

@@ -28,6 +28,8 @@ _LOOK_S = 1.0
 _ANSWER_TIMEOUT_S = 2.0
 _SILENT_S = 10.0
 _STOP_TIMEOUT_S = 5.0
+_NICE = 5
+"""Requests, which come before a coordinator has its imports, go first."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,7 @@ def _run(settings: LMCache, name: str, report_to: str) -> None:
 
 def _run_coordinator(settings: LMCache, checkpoint: Path | None) -> None:
     """Be the coordinator."""
+    os.nice(_NICE)
     from lmcache.v1.mp_coordinator.config import MPCoordinatorConfig
 
     keeps = hasattr(MPCoordinatorConfig, "checkpoint_path")  # not in 0.5.3

@@ -119,6 +119,10 @@ class Engine(Protocol):
         """
         ...
 
+    def shared_lost(self) -> None:
+        """Take in that the shared cache's server is another process now, or none; `kv_updates` tells what that means."""
+        ...
+
     def load(self) -> WorkerLoad:
         """Return what the engine is doing; cheap, never blocks."""
         ...

@@ -123,6 +123,9 @@ class SimEngine:
     def shared_changed(self, held: Sequence[int], gone: Sequence[int]) -> None:
         """Ignore it: the simulated cache tells its engines itself; see `Engine.shared_changed`."""
 
+    def shared_lost(self) -> None:
+        """Ignore it likewise; see `Engine.shared_lost`."""
+
     async def shared_tokens(self, request: GenerateRequest) -> int:
         """See `Engine.shared_tokens`."""
         if self._shared is None or self._ended is not None:

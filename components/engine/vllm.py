@@ -172,6 +172,8 @@ class VllmEngine:
         if opened is None or self._stopped:
             raise WorkerLostError("the engine is not running")
         _check(request, opened)
+        if self._kv is not None and opened.lookup is not None:
+            opened.lookup.teach(self._kv, request.token_ids, request.cache_salt)
         if request.parsing is None:
             outputs = self._outputs(opened, request, request.sampling)
         else:
@@ -217,6 +219,11 @@ class VllmEngine:
         """Take in what LMCache's server holds; see `Engine.shared_changed`."""
         if self._kv is not None:
             self._kv.shared_changed(held, gone)
+
+    def shared_lost(self) -> None:
+        """Take in that LMCache's server lost everything; see `Engine.shared_lost`."""
+        if self._kv is not None:
+            self._kv.shared_lost()
 
     async def shared_tokens(self, request: GenerateRequest) -> int:
         """Return how much of a prompt LMCache can give to any engine; see `Engine.shared_tokens`."""

@@ -23,7 +23,8 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.loggers import StatLoggerBase
 
-from components.engine.kv_translate import EngineCleared, EngineEvent, EngineHash, EngineRemoved, EngineStored
+from components.engine.kv_shelves import EngineHash
+from components.engine.kv_translate import EngineCleared, EngineEvent, EngineRemoved, EngineStored
 from components.engine.protocol import EngineInfo
 from components.engine.vllm_convert import to_engine_output, to_sampling_params
 from components.wire.kv import Tier

@@ -161,6 +161,15 @@ class KvStream:
         self._translator.shared_changed(held, gone)
         self._woken.set()
 
+    def shared_lost(self) -> None:
+        """Take in that the LMCache server holds nothing any more; `updates` tells of it."""
+        self._translator.shared_lost()
+        self._woken.set()
+
+    def learn(self, chunks: Sequence[int], token_ids: Sequence[int]) -> None:
+        """Take in what LMCache calls the chunks of a prompt, and their tokens; see `KvTranslator.learn`."""
+        self._translator.learn(chunks, token_ids)
+
     def close(self) -> None:
         """Free the socket and the folder."""
         self._closed = True

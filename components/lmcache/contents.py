@@ -13,11 +13,21 @@ _MAX_SLOWER = 2**20
 
 
 class EntryKey(msgspec.Struct, frozen=True):
-    """What LMCache files one chunk's KV of one rank under; its hash is hexadecimal."""
+    """What LMCache files one chunk's KV of one rank under; its hash is hexadecimal.
+
+    Attributes:
+        object_group_id: 0 for what every model has; others are layers with a sliding window, which may rightly miss chunks.
+    """
 
     chunk_hash_hex: str
     kv_rank: int = 0
+    object_group_id: int = 0
     cache_salt: str = ""
+
+    @property
+    def counts(self) -> bool:
+        """Whether engines' own events say the same of this chunk."""
+        return not self.cache_salt and not self.object_group_id
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -79,7 +89,7 @@ class Contents:
         for batch in batches:
             if batch.event_type not in {"store", "delete"}:
                 continue
-            for key in (entry.key for entry in batch.entries if not entry.key.cache_salt):
+            for key in (entry.key for entry in batch.entries if entry.key.counts):
                 chunk = int(key.chunk_hash_hex[-16:], 16)
                 if batch.event_type == "store":
                     self._stored((chunk, key.kv_rank), batch)

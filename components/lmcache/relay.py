@@ -23,7 +23,7 @@ from components.lmcache.contents import Events
 log = logging.getLogger(__name__)
 
 EVENT_PATHS = ("/events", "/directory/events")
-"""Since LMCache 0.5.4 or later, and in 0.5.3."""
+"""Of LMCache 0.5.6, and of 0.5.3."""
 _MAX_BODY_BYTES = 256 * 2**20
 _MAX_KEPT_BYTES = 64 * 2**20
 _RECENT_S = 3.0

@@ -8,9 +8,9 @@ costs time, once.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
 
 from components.bus.client import Bus
+from components.engine.protocol import Engine
 from components.wire.kv import ChunksChanged, Tier
 from components.wire.messages import ProcessStatus
 from components.wire.store_life import StoreLife
@@ -32,7 +32,7 @@ class StoreWatch:
         store: str,
         silence_timeout_s: float,
         publisher: KvPublisher,
-        changed: Callable[[Sequence[int], Sequence[int]], None],
+        engine: Engine,
     ) -> None:
         """Prepare, without listening yet.
 
@@ -42,14 +42,14 @@ class StoreWatch:
             store: name of the LMCache server's process.
             silence_timeout_s: not heard of for so long, it is gone.
             publisher: withdraws.
-            changed: takes the chunks that are held now, and those that are gone; see `Engine.shared_changed`.
+            engine: knows what the server's words mean.
         """
         self._bus = bus
         self._subjects = subjects
         self._store = store
         self._silence_timeout_s = silence_timeout_s
         self._publisher = publisher
-        self._changed = changed
+        self._engine = engine
         self._life = StoreLife()
 
     async def listen(self) -> None:
@@ -70,7 +70,7 @@ class StoreWatch:
                 await self._withdraw("silent")
 
     async def _on_chunks(self, change: ChunksChanged) -> None:
-        self._changed(change.held, change.gone)
+        self._engine.shared_changed(change.held, change.gone)
 
     async def _on_status(self, status: ProcessStatus) -> None:
         if self._life.hear(status, time.monotonic()):
@@ -80,6 +80,7 @@ class StoreWatch:
         self._life.excuse(time.monotonic())
 
     async def _withdraw(self, why: str) -> None:
+        self._engine.shared_lost()
         blocks = await self._publisher.withdraw(Tier.SHARED)
         if blocks:
             log.warning("what LMCache held is gone", extra={"store": self._store, "why": why, "blocks": blocks})

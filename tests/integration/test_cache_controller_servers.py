@@ -8,6 +8,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from components.engine.lmcache_lookup import ChunkNames
 from tests.support.cache_controller import Api, controller, until
 from tests.support.lmcache_fleet import CHUNK, MODEL, fleet
 
@@ -137,6 +138,8 @@ async def test_a_relay_hears_what_a_server_stores_evicts_and_clears() -> None:
             return len(lmcache.held) == chunks
 
         await until(stored)
+        names = ChunkNames(lmcache.settings).of(PROMPT)
+        assert lmcache.held == set(names)  # so workers know what the server speaks of
         first = set(lmcache.held)
         await lmcache.kill("coordinator")
         steps = count(1)

@@ -6,7 +6,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from components.engine.kv_translate import EngineCleared, EngineEvent, EngineHash, EngineRemoved, EngineStored, KvTranslator
+from components.engine.kv_shelves import EngineHash
+from components.engine.kv_translate import EngineCleared, EngineEvent, EngineRemoved, EngineStored, KvTranslator
 from components.engine.protocol import KvUpdate
 from components.wire.block_hash import block_hashes, root_hash
 from components.wire.kv import KvChange, KvCleared, KvRemoved, KvStored, Tier
@@ -202,9 +203,28 @@ def test_lmcaches_server_has_the_last_word() -> None:
     assert server([1, 2], [3]) == [KvStored(OURS[:2], None, Tier.SHARED)]
 
 
+def test_prompts_are_learned_where_an_engine_does_not_tell_what_it_stores() -> None:
+    """The server's word alone says what is held; a prompt learned again, or longer, changes nothing that is."""
+    translator = KvTranslator("m", SIZE)
+    translator.learn([1, 2, 3], PROMPT[:24])
+    assert translator.take() is None
+
+    def server(held: list[int], gone: list[int]) -> list[KvChange]:
+        translator.shared_changed(held, gone)
+        update = translator.take()
+        return update.changes if update else []
+
+    assert server([1, 2], [3]) == [KvStored(OURS[:4], None, Tier.SHARED)]
+    for chunks in ([1, 2, 3], [1, 2, 3, 4]):
+        translator.learn(chunks, PROMPT[: 8 * len(chunks)])
+    assert server([3, 4], [1]) == [KvRemoved(OURS[:2], Tier.SHARED), KvStored(OURS[4:8], OURS[3], Tier.SHARED)]
+    translator.shared_lost()
+    assert server([1], []) == [KvRemoved(OURS[2:8], Tier.SHARED), KvStored(OURS[:2], None, Tier.SHARED)]
+
+
 def test_chunks_that_are_gone_are_remembered_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the last ones."""
-    monkeypatch.setattr("components.engine.kv_translate._MAX_GONE", 2)
+    monkeypatch.setattr("components.engine.kv_shelves._MAX_GONE", 2)
     translator = KvTranslator("m", SIZE)
     told(stored(0, 4, tier=Tier.SHARED), translator=translator)
     names = [f"engine-{index}".encode() for index in range(5)]
