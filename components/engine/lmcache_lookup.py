@@ -19,9 +19,9 @@ import zmq
 from lmcache.integration.vllm import lmcache_mp_connector
 from lmcache.integration.vllm.lmcache_mp_connector import build_parallel_strategy_from_vllm_config
 from lmcache.integration.vllm.vllm_multi_process_adapter import LMCacheMPSchedulerAdapter
-from lmcache.v1.multiprocess.token_hasher import TokenHasher
 
 from components.engine.lmcache_config import connector_options
+from components.engine.lmcache_names import ChunkNames
 from components.graph.schema import LMCache
 
 log = logging.getLogger(__name__)
@@ -97,21 +97,3 @@ class LMCacheLookup:
         finally:
             adapter.end_session(request_id)
             adapter.cleanup_lookup_result(request_id)
-
-
-class ChunkNames:
-    """What a server calls chunks: the low 64 bits of their hashes, as its events name them.
-
-    Attributes:
-        chunk_tokens: tokens a chunk.
-    """
-
-    def __init__(self, settings: LMCache) -> None:
-        """Hash as the server of these settings does."""
-        options = {name.replace("_", "-"): value for name, value in settings.args.items()}
-        self.chunk_tokens = settings.chunk_tokens
-        self._hasher = TokenHasher(settings.chunk_tokens, options.get("hash-algorithm", "blake3"))
-
-    def of(self, token_ids: list[int]) -> list[int]:
-        """Return the names of a prompt's full chunks."""
-        return [int.from_bytes(each[-8:]) for each in self._hasher.compute_chunk_hashes(token_ids)]

@@ -160,7 +160,7 @@ async def test_a_refusal_to_start_fails_the_launch() -> None:
 async def test_nobody_waits_for_a_late_process(behaviour: str) -> None:
     """It is started when the others are ready; whatever becomes of it, the graph is."""
     plan = stub_plan({"a": "good", "b": behaviour}, max_restarts=1)
-    specs = [replace(spec, late=spec.name == "b") for spec in plan.processes]
+    specs = [replace(spec, late=True) if spec.name == "b" else spec for spec in plan.processes]
     async with running(Plan(plan.graph, tuple(specs))) as graph:
         ready = await graph.until(is_ready)
         assert record(ready, "b").pid is None

@@ -84,6 +84,11 @@ class Fleet:
         """Return how many tokens an engine would load."""
         return CHUNK * int(await self._engine({"do": "lookup", "tokens": tokens}))
 
+    async def names(self, tokens: list[int]) -> list[int]:
+        """Return what workers believe the server calls a prompt's chunks."""
+        found: list[int] = await self._engine({"do": "names", "tokens": tokens})
+        return found
+
     async def _engine(self, command: dict[str, Any]) -> Any:
         process = self.processes["engine"]
         assert process.stdin is not None
@@ -202,6 +207,11 @@ class _Engine:
             self._client.free_lookup_locks(replace(key, end=found * CHUNK), 1).result(timeout=10)
         self._client.end_session(key.request_id).result(timeout=10)
         return int(found)
+
+    def names(self, tokens: list[int]) -> list[int]:
+        from components.engine.lmcache_names import ChunkNames
+
+        return ChunkNames(LMCache(chunk_tokens=CHUNK)).of(tokens)
 
 
 def main() -> None:
