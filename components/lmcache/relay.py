@@ -3,7 +3,8 @@
 A server tells one coordinator of each change of what it holds, and forgets what could not be delivered. The relay takes it
 at once, so that the server never waits, and keeps it until the coordinator has it. A coordinator that starts anew gets the
 last seconds again, which it may not have put into its checkpoint; it knows what it has by the numbers. Other calls pass
-through. Without a coordinator the relay answers as one would. Knows HTTP, and what it hears only as `contents.Events`.
+through. While there is no coordinator the relay welcomes the server itself. Knows HTTP, and what it hears only as
+`contents.Events`.
 """
 
 import asyncio
@@ -123,10 +124,12 @@ class Relay:
                 return web.Response(status=answer.status, body=await answer.read(), content_type=answer.content_type)
         except (aiohttp.ClientError, TimeoutError):
             self._again()
-            raise web.HTTPServiceUnavailable(text="the coordinator does not answer") from None
+            return await self._answer(request)
 
     async def _answer(self, request: web.Request) -> web.Response:
-        """Welcome a server that registers, and its heartbeats."""
+        """Welcome a server that registers, and its heartbeats; a coordinator that comes has it register again."""
+        if request.method == "GET":
+            raise web.HTTPServiceUnavailable(text="there is no coordinator")
         body = msgspec.json.decode(await request.read() or b"{}", type=dict[str, object])
         return web.json_response({"instance_id": body.get("instance_id", ""), "re_registered": False})
 

@@ -189,7 +189,7 @@ async def test_a_pinned_prompt_outlives_pressure_until_it_is_cleared() -> None:
 
 @pytest.mark.timeout(120)
 async def test_a_frozen_server_is_a_504_in_time() -> None:
-    """The call ends by its timeout, and the others are answered meanwhile."""
+    """The call ends by its timeout, others are answered meanwhile. A frozen coordinator is a warning, in time too."""
     async with fleet() as lmcache, controller(coordinators=[lmcache.coordinator_url], request_timeout_s=1.0) as api:
         await until(lambda: api.workers("kv"))
         lmcache.freeze("server")
@@ -198,6 +198,8 @@ async def test_a_frozen_server_is_a_504_in_time() -> None:
             call = tasks.create_task(api.post("/clear", 504, instance_id="kv", location="l1"))
             assert await api.workers("kv")
             assert "has not answered" in (await call)["error"]["message"]
+        lmcache.freeze("coordinator")
+        assert any("cannot be asked" in each for each in (await api.post("/full_lookup", tokens=PROMPT))["warnings"])
         assert time.monotonic() - began < 10
 
 
