@@ -106,9 +106,13 @@ class KvTranslator:
         for (tier, group), shelf in self._shelves.items():
             if not isinstance(shelf, StoreShelf):
                 continue
+            lost = [chunk for chunk in gone if chunk in shelf.pieces]
+            back = [chunk for chunk in held if chunk in shelf.gone]
+            if not lost and not back:
+                continue
             self._events += 1
-            self._remove(EngineRemoved([chunk for chunk in gone if chunk in shelf.pieces], tier, group))
-            for chunk in held:
+            self._remove(EngineRemoved(lost, tier, group))
+            for chunk in back:
                 if piece := shelf.gone.pop(chunk, None):
                     shelf.put(chunk, piece)
                     if all(chunk in other.pieces for other in self._others(shelf, tier)):
