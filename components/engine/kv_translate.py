@@ -8,8 +8,8 @@ agree. What this file decides:
   says what the full-attention layers hold.
 - The engine may hold a block several times; it is gone when the last copy is. LMCache holds a chunk once: each time it is
   stored it is told again, because nobody may have told of its eviction, or of the server's restart, in between.
-- Where LMCache's server tells what it evicts (`shared_changed`), it may overtake an engine that stores the same chunk anew,
-  or be overtaken. Its own events are in order, so it has the last word; what a chunk means is kept a while after it is gone.
+- Once LMCache's server tells what it holds (`shared_changed`), only that counts: it may have had no room for what an engine
+  says it stored, and either may overtake the other. The engine says what a chunk means, before it is held or after.
 - Blocks that are no whole number of ours (a partial block) are ignored. Larger ones, such as LMCache's chunks, are several.
 - Blocks whose parent is unknown are left out and counted.
 - LMCache's chunks are kept, 0.5 kB each, as parents of later ones, and where evictions are not told they only get more. So
@@ -17,7 +17,7 @@ agree. What this file decides:
 - When events were lost for good, everything is withdrawn: from then on no more is told than is held.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from itertools import islice
 
 import msgspec
@@ -85,6 +85,7 @@ class KvTranslator:
         self._block_size = block_size
         self._max_chunks = max_chunks
         self._shelves: dict[tuple[Tier, int], Shelf] = {}
+        self._server: dict[EngineHash, None] | None = None  # what LMCache's server says it holds; None: it has said nothing
         self._changes = KvChanges()
         self._events = self._orphan_blocks = self._gaps = 0
         self._complete = True
@@ -103,6 +104,13 @@ class KvTranslator:
 
     def shared_changed(self, held: Iterable[EngineHash], gone: Sequence[EngineHash]) -> None:
         """Follow what LMCache's server says of its chunks, by the hashes engines know them by; unknown ones say nothing."""
+        server = self._server = {} if self._server is None else self._server
+        held = list(held)
+        server.update(dict.fromkeys(held))
+        for chunk in gone:
+            server.pop(chunk, None)
+        for chunk in list(islice(server, max(0, len(server) - self._max_chunks))):
+            del server[chunk]
         for (tier, group), shelf in self._shelves.items():
             if not isinstance(shelf, StoreShelf):
                 continue
@@ -121,6 +129,7 @@ class KvTranslator:
 
     def shared_lost(self) -> None:
         """LMCache's server is another process now, or none: it holds nothing."""
+        self._server = None
         for (tier, group), shelf in self._shelves.items():
             if isinstance(shelf, StoreShelf) and shelf.pieces:
                 self._events += 1
@@ -183,6 +192,9 @@ class KvTranslator:
         pieces = _pieces(blocks, event.block_size // self._block_size)
         if isinstance(shelf, StoreShelf):
             shelf.learn(event.hashes, pieces, parent)
+            if self._server is not None:
+                self._store_what_is_held(shelf, event, pieces, self._server)
+                return
         others = self._others(shelf, event.tier)
         if not others and shelf.put_new(event.hashes, pieces):
             self._changes.stored(blocks, parent, event.tier)
@@ -192,6 +204,19 @@ class KvTranslator:
             if is_new and all(block in other.pieces for other in others):
                 self._changes.stored(piece, parent, event.tier)
             parent = piece[-1]
+
+    def _store_what_is_held(
+        self, shelf: StoreShelf, event: EngineStored, pieces: list[Piece], server: Container[EngineHash]
+    ) -> None:
+        """Take those of an engine's chunks that the server has, too; the others when it says so."""
+        others = self._others(shelf, event.tier)
+        for chunk, piece in zip(event.hashes, pieces, strict=True):
+            if chunk not in server and chunk not in shelf.pieces:
+                shelf.remember(chunk, piece)
+                continue
+            shelf.put(chunk, piece)
+            if all(chunk in other.pieces for other in others):
+                self._changes.stored(piece, shelf.parents[chunk], event.tier)
 
     def _remove(self, event: EngineRemoved) -> None:
         shelf = self._shelves.get((event.tier, event.group))

@@ -167,12 +167,13 @@ def test_the_router_follows_what_lmcache_loses(graph: Cached) -> None:
     evicted_s = wait_until(lambda: graph.predicted() == 0)
     print(f"the router followed /clear after {cleared_s:.2f} s, eviction after {evicted_s:.2f} s")  # noqa: T201 for the log
     assert graph.reused() == 0
+    wait_until(lambda: graph.reused() == FULL)  # a full server may refuse what it is given
     wait_until(lambda: graph.predicted() == FULL)
 
 
 def test_nobody_needs_the_coordinator(graph: Cached) -> None:
     """It dies, and requests are served and the router follows as before; soon it is back, and knows what came meanwhile."""
-    graph.reused()
+    wait_until(lambda: graph.reused() == FULL)
     wait_until(lambda: graph.predicted() == FULL)
     wait_until(lambda: all(process.phase is Phase.READY for process in graph.state.processes))
     pid = next(process.pid for process in graph.state.processes if process.name == "coordinator-0")

@@ -199,8 +199,13 @@ def test_lmcaches_server_has_the_last_word() -> None:
     assert server([2, 98], []) == [KvStored(OURS[2:4], OURS[1], Tier.SHARED)]
     assert server([2], []) == []
     assert server([], [1, 2, 3]) == [KvRemoved(OURS[:6], Tier.SHARED)]
-    assert told(chunks[1], translator=translator).changes == [KvStored(OURS[2:4], OURS[1], Tier.SHARED)]
-    assert server([1, 2], [3]) == [KvStored(OURS[:2], None, Tier.SHARED)]
+    assert told(chunks[1], translator=translator).changes == []  # it had no room, or has not spoken yet
+    assert server([2], []) == [KvStored(OURS[2:4], OURS[1], Tier.SHARED)]
+    assert server([1, 4], [3]) == [KvStored(OURS[:2], None, Tier.SHARED)]
+    fourth = EngineStored([4], 3, PROMPT[24:32], 8, tier=Tier.SHARED)
+    assert told(fourth, translator=translator).changes == [KvStored(OURS[6:8], OURS[5], Tier.SHARED)]
+    translator.shared_lost()
+    assert told(chunks[2], translator=translator).changes[-1] == KvStored(OURS[4:6], OURS[3], Tier.SHARED)
 
 
 def test_prompts_are_learned_where_an_engine_does_not_tell_what_it_stores() -> None:
