@@ -1,7 +1,7 @@
 """What requests under way were predicted to load from an LMCache server: if the engine finds less, the index was wrong.
 
-Not every loss is told of; a first token with fewer cached tokens than predicted does. What was told to be stored meanwhile, by
-the very request that missed it perhaps, is no error. Pure; knows no time.
+Not every loss is told of; a first token with fewer cached tokens than predicted shows it. What was stored since the choice,
+by the very request that missed it perhaps, is no loss. Pure; knows no time.
 """
 
 from collections import OrderedDict
