@@ -28,7 +28,6 @@ from components.wire.kv import Tier
 _MAX_CHUNKS = 2**18
 
 EngineHash = int | bytes
-_Piece = tuple[int, ...]  # the blocks of ours in one of the engine's, in order
 
 
 class EngineStored(msgspec.Struct, frozen=True, gc=False):
@@ -71,47 +70,67 @@ EngineEvent = EngineStored | EngineRemoved | EngineCleared
 
 
 class _Shelf:
-    """What one group holds on one tier."""
+    """What one group holds on one tier.
+
+    Attributes:
+        ends: the engine's blocks, and the last block of ours in each, on which what follows is chained.
+        starts: the blocks of ours before that one, in order, of blocks larger than ours.
+        copies: of blocks held more than once: how many more.
+    """
 
     def __init__(self) -> None:
-        self.pieces: dict[EngineHash, _Piece] = {}
-        self.copies: dict[EngineHash, int] = {}  # of blocks held more than once: how many more
+        self.ends: dict[EngineHash, int] = {}
+        self.starts: dict[EngineHash, Sequence[int]] = {}
+        self.copies: dict[EngineHash, int] = {}
 
-    def put(self, block: EngineHash, piece: _Piece) -> bool:
-        """Take one copy; False if it is not the first."""
-        if block in self.pieces:
+    def put(self, block: EngineHash, piece: Sequence[int]) -> bool:
+        """Take one copy of a block that holds `piece` of ours; False if it is not the first."""
+        if block in self.ends:
             self.copies[block] = self.copies.get(block, 0) + 1
             return False
-        self.pieces[block] = piece
+        self._add(block, piece)
         return True
 
-    def put_new(self, blocks: Sequence[EngineHash], pieces: Sequence[_Piece]) -> bool:
-        """Take blocks of which none is held: the common case, done in C; False if they are not so or one repeats."""
-        if not self.pieces.keys().isdisjoint(blocks):
+    def _add(self, block: EngineHash, piece: Sequence[int]) -> None:
+        *start, self.ends[block] = piece
+        if start:
+            self.starts[block] = start
+
+    def put_new(self, blocks: Sequence[EngineHash], ours: Sequence[int]) -> bool:
+        """Take blocks as large as ours of which none is held: the common case, done in C; False if they are not so or one repeats."""
+        if not self.ends.keys().isdisjoint(blocks):
             return False
-        before = len(self.pieces)
-        self.pieces.update(zip(blocks, pieces, strict=True))
-        if len(self.pieces) - before == len(blocks):
+        before = len(self.ends)
+        self.ends.update(zip(blocks, ours, strict=True))
+        if len(self.ends) - before == len(blocks):
             return True
         for block in set(blocks):
-            del self.pieces[block]
+            del self.ends[block]
         return False
 
-    def drop(self, block: EngineHash) -> _Piece:
-        """Drop one copy; return what is no longer held."""
+    def drop(self, block: EngineHash) -> Sequence[int]:
+        """Drop one copy; return the blocks of ours that are no longer held."""
         more = self.copies.pop(block, 0)
         if more > 1:
             self.copies[block] = more - 1
-        return () if more else self.pieces.pop(block, ())
+        return () if more else self._take_out(block)
+
+    def _take_out(self, block: EngineHash) -> Sequence[int]:
+        end = self.ends.pop(block, None)
+        return () if end is None else (*self.starts.pop(block, ()), end)
+
+    def piece(self, block: EngineHash) -> Sequence[int]:
+        """Return the blocks of ours in one that is held."""
+        return (*self.starts.get(block, ()), self.ends[block])
 
 
 class _StoreShelf(_Shelf):
     """What LMCache holds: nothing twice, and the newest last."""
 
-    def put(self, block: EngineHash, piece: _Piece) -> bool:
+    def put(self, block: EngineHash, piece: Sequence[int]) -> bool:
         """Take a chunk, even if it is here already: who told of it may have withdrawn it meanwhile."""
-        self.pieces.pop(block, None)
-        self.pieces[block] = piece
+        self._take_out(block)
+        self._add(block, piece)
         return True
 
 
@@ -171,23 +190,22 @@ class KvTranslator:
         shelf = self._shelves.get((event.tier, event.group))
         if shelf is None:
             shelf = self._shelves[event.tier, event.group] = _StoreShelf() if event.tier is Tier.SHARED else _Shelf()
-        before = None
+        parent = None
         if event.parent is not None:
-            before = shelf.pieces.get(event.parent)
-            if before is None:
+            parent = shelf.ends.get(event.parent)
+            if parent is None:
                 self._orphan_blocks += len(event.token_ids) // self._block_size
                 return
-        parent = before[-1] if before else None
         chained_to = root_hash(self._model, event.adapter, event.cache_salt) if parent is None else parent
         blocks = extend(chained_to, event.token_ids, self._block_size)
-        pieces = list(zip(*[iter(blocks)] * (event.block_size // self._block_size), strict=True))
         others = self._others(shelf, event.tier)
-        if not others and shelf.put_new(event.hashes, pieces):
+        if not others and len(blocks) == len(event.hashes) and shelf.put_new(event.hashes, blocks):
             self._changes.stored(blocks, parent, event.tier)
             return
+        pieces = list(zip(*[iter(blocks)] * (event.block_size // self._block_size), strict=True))
         new = [shelf.put(block, piece) for block, piece in zip(event.hashes, pieces, strict=True)]
         for block, piece, is_new in zip(event.hashes, pieces, new, strict=True):
-            if is_new and all(block in other.pieces for other in others):
+            if is_new and all(block in other.ends for other in others):
                 self._changes.stored(piece, parent, event.tier)
             parent = piece[-1]
 
@@ -198,15 +216,15 @@ class KvTranslator:
         others = self._others(shelf, event.tier)
         for block in event.hashes:
             gone = shelf.drop(block)
-            if all(block in other.pieces for other in others):
+            if all(block in other.ends for other in others):
                 self._changes.removed(gone, event.tier)
 
     def _forget_old_chunks(self, tier: Tier, group: int) -> None:
         """Drop the oldest sixteenth of LMCache's chunks when there are too many."""
         shelf = self._shelves.get((tier, group))
-        if tier is Tier.SHARED and shelf is not None and len(shelf.pieces) > self._max_chunks:
-            too_many = len(shelf.pieces) - self._max_chunks * 15 // 16
-            self._remove(EngineRemoved(list(islice(shelf.pieces, too_many)), tier, group))
+        if tier is Tier.SHARED and shelf is not None and len(shelf.ends) > self._max_chunks:
+            too_many = len(shelf.ends) - self._max_chunks * 15 // 16
+            self._remove(EngineRemoved(list(islice(shelf.ends, too_many)), tier, group))
 
     def _clear(self) -> None:
         elsewhere = {place: shelf for place, shelf in self._shelves.items() if place[0] is not Tier.DEVICE}
@@ -226,8 +244,8 @@ class KvTranslator:
     def _withdraw(self, tier: Tier) -> None:
         shelves = [shelf for place, shelf in self._shelves.items() if place[0] is tier]
         if shelves:
-            held = set(shelves[0].pieces).intersection(*(shelf.pieces for shelf in shelves[1:]))
-            blocks = [block for engine_hash in held for block in shelves[0].pieces[engine_hash]]
+            held = set(shelves[0].ends).intersection(*(shelf.ends for shelf in shelves[1:]))
+            blocks = [block for engine_hash in held for block in shelves[0].piece(engine_hash)]
             self._changes.removed(blocks, tier)
 
     def _others(self, shelf: _Shelf, tier: Tier) -> Sequence[_Shelf]:

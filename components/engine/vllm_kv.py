@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 QUIET_S = 1.0
 REPLAY_TIMEOUT_S = 2.0
+MAX_BATCHES_A_TURN = 16
 _END = -1
 
 
@@ -189,7 +190,7 @@ class KvStream:
         self._woken.clear()
         batches: list[Batch] = []
         with suppress(zmq.Again):
-            while self._socket is not None:
+            while self._socket is not None and len(batches) < MAX_BATCHES_A_TURN:
                 batches.append(_batch(self._socket.recv_multipart(zmq.NOBLOCK)))
         return batches
 
