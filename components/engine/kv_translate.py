@@ -92,12 +92,12 @@ class _Shelf:
         return True
 
     def _add(self, block: EngineHash, piece: Sequence[int]) -> None:
-        *start, self.ends[block] = piece
-        if start:
-            self.starts[block] = start
+        self.ends[block] = piece[-1]
+        if len(piece) > 1:
+            self.starts[block] = piece[:-1]
 
     def put_new(self, blocks: Sequence[EngineHash], ours: Sequence[int]) -> bool:
-        """Take blocks as large as ours of which none is held: the common case, done in C; False if they are not so or one repeats."""
+        """Take blocks as large as ours, none of them held: the common case, done in C; False if that is not so."""
         if not self.ends.keys().isdisjoint(blocks):
             return False
         before = len(self.ends)
