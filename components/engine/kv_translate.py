@@ -23,7 +23,7 @@ from itertools import islice
 import msgspec
 
 from components.engine.kv_changes import KvChanges
-from components.engine.kv_shelves import EngineHash, Piece, Shelf, StoreShelf
+from components.engine.kv_shelves import EngineHash, Shelf, StoreShelf
 from components.engine.protocol import KvUpdate
 from components.wire.block_hash import extend, root_hash
 from components.wire.kv import Tier
@@ -114,7 +114,7 @@ class KvTranslator:
         for (tier, group), shelf in self._shelves.items():
             if not isinstance(shelf, StoreShelf):
                 continue
-            lost = [chunk for chunk in gone if chunk in shelf.pieces]
+            lost = [chunk for chunk in gone if chunk in shelf.ends]
             back = [chunk for chunk in held if chunk in shelf.gone]
             if not lost and not back:
                 continue
@@ -123,7 +123,7 @@ class KvTranslator:
             for chunk in back:
                 if piece := shelf.gone.pop(chunk, None):
                     shelf.put(chunk, piece)
-                    if all(chunk in other.pieces for other in self._others(shelf, tier)):
+                    if all(chunk in other.ends for other in self._others(shelf, tier)):
                         self._changes.stored(piece, shelf.parents[chunk], tier)
             self._forget_old_chunks(tier, group)
 
@@ -131,9 +131,9 @@ class KvTranslator:
         """LMCache's server is another process now, or none: it holds nothing."""
         self._server = None
         for (tier, group), shelf in self._shelves.items():
-            if isinstance(shelf, StoreShelf) and shelf.pieces:
+            if isinstance(shelf, StoreShelf) and shelf.ends:
                 self._events += 1
-                self._remove(EngineRemoved(list(shelf.pieces), tier, group))
+                self._remove(EngineRemoved(list(shelf.ends), tier, group))
 
     def learn(self, chunks: Sequence[EngineHash], token_ids: Sequence[int]) -> None:
         """Note what LMCache's chunks of a prompt are in ours; whether they are held `shared_changed` says.
@@ -151,7 +151,7 @@ class KvTranslator:
         pieces = _pieces(blocks, len(blocks) // len(chunks))
         shelf.parents.update(zip(chunks, (None, *(piece[-1] for piece in pieces)), strict=False))
         for chunk, piece in zip(chunks, pieces, strict=True):
-            if chunk not in shelf.pieces:
+            if chunk not in shelf.ends:
                 shelf.gone.pop(chunk, None)  # the newest last
                 shelf.remember(chunk, piece)
 
@@ -180,42 +180,42 @@ class KvTranslator:
         shelf = self._shelves.get((event.tier, event.group))
         if shelf is None:
             shelf = self._shelves[event.tier, event.group] = StoreShelf() if event.tier is Tier.SHARED else Shelf()
-        before = None
+        parent = None
         if event.parent is not None:
-            before = shelf.get(event.parent)
-            if before is None:
+            parent = shelf.end(event.parent)
+            if parent is None:
                 self._orphan_blocks += len(event.token_ids) // self._block_size
                 return
-        parent = before[-1] if before else None
         chained_to = root_hash(self._model, event.adapter, event.cache_salt) if parent is None else parent
         blocks = extend(chained_to, event.token_ids, self._block_size)
-        pieces = _pieces(blocks, event.block_size // self._block_size)
         if isinstance(shelf, StoreShelf):
+            pieces = _pieces(blocks, event.block_size // self._block_size)
             shelf.learn(event.hashes, pieces, parent)
             if self._server is not None:
                 self._store_what_is_held(shelf, event, pieces, self._server)
                 return
         others = self._others(shelf, event.tier)
-        if not others and shelf.put_new(event.hashes, pieces):
+        if not others and len(blocks) == len(event.hashes) and shelf.put_new(event.hashes, blocks):
             self._changes.stored(blocks, parent, event.tier)
             return
+        pieces = _pieces(blocks, event.block_size // self._block_size)
         new = [shelf.put(block, piece) for block, piece in zip(event.hashes, pieces, strict=True)]
         for block, piece, is_new in zip(event.hashes, pieces, new, strict=True):
-            if is_new and all(block in other.pieces for other in others):
+            if is_new and all(block in other.ends for other in others):
                 self._changes.stored(piece, parent, event.tier)
             parent = piece[-1]
 
     def _store_what_is_held(
-        self, shelf: StoreShelf, event: EngineStored, pieces: list[Piece], server: Container[EngineHash]
+        self, shelf: StoreShelf, event: EngineStored, pieces: Sequence[Sequence[int]], server: Container[EngineHash]
     ) -> None:
         """Take those of an engine's chunks that the server has, too; the others when it says so."""
         others = self._others(shelf, event.tier)
         for chunk, piece in zip(event.hashes, pieces, strict=True):
-            if chunk not in server and chunk not in shelf.pieces:
+            if chunk not in server and chunk not in shelf.ends:
                 shelf.remember(chunk, piece)
                 continue
             shelf.put(chunk, piece)
-            if all(chunk in other.pieces for other in others):
+            if all(chunk in other.ends for other in others):
                 self._changes.stored(piece, shelf.parents[chunk], event.tier)
 
     def _remove(self, event: EngineRemoved) -> None:
@@ -225,15 +225,15 @@ class KvTranslator:
         others = self._others(shelf, event.tier)
         for block in event.hashes:
             gone = shelf.drop(block)
-            if gone and all(block in other.pieces for other in others):
+            if all(block in other.ends for other in others):
                 self._changes.removed(gone, event.tier)
 
     def _forget_old_chunks(self, tier: Tier, group: int) -> None:
         """Drop the oldest sixteenth of LMCache's chunks when there are too many."""
         shelf = self._shelves.get((tier, group))
-        if tier is Tier.SHARED and shelf is not None and len(shelf.pieces) > self._max_chunks:
-            too_many = len(shelf.pieces) - self._max_chunks * 15 // 16
-            self._remove(EngineRemoved(list(islice(shelf.pieces, too_many)), tier, group))
+        if tier is Tier.SHARED and shelf is not None and len(shelf.ends) > self._max_chunks:
+            too_many = len(shelf.ends) - self._max_chunks * 15 // 16
+            self._remove(EngineRemoved(list(islice(shelf.ends, too_many)), tier, group))
 
     def _clear(self) -> None:
         elsewhere = {place: shelf for place, shelf in self._shelves.items() if place[0] is not Tier.DEVICE}
@@ -253,8 +253,8 @@ class KvTranslator:
     def _withdraw(self, tier: Tier) -> None:
         shelves = [shelf for place, shelf in self._shelves.items() if place[0] is tier]
         if shelves:
-            held = set(shelves[0].pieces).intersection(*(shelf.pieces for shelf in shelves[1:]))
-            blocks = [block for engine_hash in held for block in shelves[0].pieces[engine_hash]]
+            held = set(shelves[0].ends).intersection(*(shelf.ends for shelf in shelves[1:]))
+            blocks = [block for engine_hash in held for block in shelves[0].piece(engine_hash)]
             self._changes.removed(blocks, tier)
 
     def _others(self, shelf: Shelf, tier: Tier) -> Sequence[Shelf]:
@@ -263,6 +263,6 @@ class KvTranslator:
         return [other for place, other in self._shelves.items() if place[0] is tier and other is not shelf]
 
 
-def _pieces(blocks: Sequence[int], size: int) -> list[Piece]:
+def _pieces(blocks: Sequence[int], size: int) -> list[tuple[int, ...]]:
     """Cut blocks of ours into pieces of `size` blocks."""
     return list(zip(*[iter(blocks)] * size, strict=True))

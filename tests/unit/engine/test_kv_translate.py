@@ -3,6 +3,7 @@
 from collections import Counter
 
 import hypothesis.strategies as st
+import msgspec
 import pytest
 from hypothesis import given, settings
 
@@ -141,6 +142,21 @@ def test_larger_blocks_are_several_of_ours() -> None:
     chunks = [EngineStored([n], n - 1 or None, PROMPT[n * 8 - 8 : n * 8], 8, tier=Tier.HOST) for n in (1, 2, 3)]
     update = told(*chunks, EngineRemoved([2], Tier.HOST))
     assert update.changes == [KvStored(OURS[:6], None, Tier.HOST), KvRemoved(OURS[2:4], Tier.HOST)]
+
+
+def test_larger_blocks_are_withdrawn_whole() -> None:
+    """All of ours that lie in them, the first ones too; a second copy of one keeps it until it goes."""
+    chunks = [EngineStored([n], n - 1 or None, PROMPT[n * 8 - 8 : n * 8], 8) for n in (1, 2, 2)]
+    assert told(*chunks, EngineRemoved([1])).changes == [KvStored(OURS[:4], None), KvRemoved(OURS[:2])]
+    assert told(*chunks, EngineRemoved([2])).changes == [KvStored(OURS[:4], None)]
+    translator = KvTranslator("m", SIZE)
+    told(*(msgspec.structs.replace(chunk, tier=Tier.SHARED) for chunk in chunks[:2]), translator=translator)
+    translator.lose()
+    update = translator.take()
+    assert update is not None
+    withdrawn = update.changes[1]
+    assert isinstance(withdrawn, KvRemoved)
+    assert (sorted(withdrawn.blocks), withdrawn.tier) == (sorted(OURS[:4]), Tier.SHARED)
 
 
 def test_partial_blocks_are_ignored() -> None:
