@@ -107,4 +107,5 @@ class StoreShelf(Shelf):
         self.gone[block] = piece
         if len(self.gone) > _MAX_GONE:
             oldest = next(iter(self.gone))
-            del self.gone[oldest], self.parents[oldest]
+            del self.gone[oldest]
+            self.parents.pop(oldest, None)
