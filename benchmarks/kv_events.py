@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import uvloop
 from prometheus_client import CollectorRegistry
 
@@ -165,9 +166,13 @@ async def measure(url: str, blocks: int) -> dict[str, float]:
             pings = (await _told(engine))["pings"]
             await index.has(PINGS * EVENT_BLOCKS)
             latencies = sorted((seen - sent) * 1e3 for seen, sent in zip(index.seen_s, pings, strict=True))
+            processes = {"engine": engine.pid, "worker": worker.pid, "index": os.getpid()}
+            before = _cpu_us(processes)
             _nudge(engine)
             began = (await _told(engine))["began"]
             seconds = await index.has(PINGS * EVENT_BLOCKS + blocks) - began
+            events = blocks // EVENT_BLOCKS
+            cpu_us = {f"{name}_cpu_us": (after - before[name]) / events for name, after in _cpu_us(processes).items()}
             _nudge(engine)
         _nudge(worker)
     await bus.close()
@@ -175,6 +180,7 @@ async def measure(url: str, blocks: int) -> dict[str, float]:
         "mblocks_per_s": blocks / seconds / 1e6,
         "p50_ms": statistics.median(latencies),
         "p99_ms": latencies[int(len(latencies) * 0.99)],
+        **cpu_us,
     }
 
 
@@ -203,9 +209,19 @@ async def main(rounds: int, blocks: int, path: Path | None) -> None:
             ["vLLM's publisher to the index over NATS, million blocks/s", spread(results["mblocks_per_s"], 3)],
             ["the same, one event: p50 ms", spread(results["p50_ms"])],
             ["the same, one event: p99 ms", spread(results["p99_ms"])],
+            *(
+                [f"CPU of the {name}, µs an event", spread(results[f"{name}_cpu_us"])]
+                for name in ("engine", "worker", "index")
+            ),
         ],
     )
     write_json(path, {"blocks": blocks, "event_blocks": EVENT_BLOCKS, **results})
+
+
+def _cpu_us(processes: dict[str, int]) -> dict[str, float]:
+    """Return the CPU time each has taken so far, all threads, sockets included."""
+    times = {name: psutil.Process(pid).cpu_times() for name, pid in processes.items()}
+    return {name: (each.user + each.system) * 1e6 for name, each in times.items()}
 
 
 def _say(what: object) -> None:

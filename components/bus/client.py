@@ -219,7 +219,7 @@ class Bus:
     async def flush(self) -> None:
         """Wait until the server has everything published and subscribed so far.
 
-        Twice, because the ping of nats-py 2.16 overtakes what its flusher has not written yet, which it has when the pong is there.
+        Twice, because the ping of nats-py 2.16 overtakes what its flusher has not written yet; by the pong it has.
 
         Raises:
             BusError: the server does not answer.

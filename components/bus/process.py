@@ -21,6 +21,7 @@ from components.bus.member import Member, NameTakenError
 from components.graph.load import GraphError, load_graph
 from components.graph.schema import Graph, Nats
 from components.telemetry.logs import setup_logging
+from components.telemetry.tracing import close_tracing, setup_tracing
 from components.wire.messages import ProcessState
 from components.wire.subjects import Subjects
 
@@ -82,13 +83,17 @@ def run(component: str, serve: Serve, argv: list[str] | None = None) -> int:
     except GraphError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    setup_logging(arguments.name, graph.telemetry.log_level, graph.telemetry.log_format)
+    telemetry = graph.telemetry
+    setup_logging(arguments.name, telemetry.log_level, telemetry.log_format)
+    setup_tracing(arguments.name, graph.name, telemetry.otlp_endpoint, telemetry.trace_ratio)
     gc.set_threshold(*_GC_THRESHOLDS)
     try:
         uvloop.run(_run(component, arguments.name, graph, serve, arguments.graph.absolute().parent))
     except (FatalError, BusError) as error:
         log.error("%s", error)  # noqa: TRY400 the text says it all
         return 1
+    finally:
+        close_tracing()
     return 0
 
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import aiohttp
@@ -41,13 +42,19 @@ def now() -> Instant:
     return Instant(time.time(), time.monotonic())
 
 
-async def run(settings: CacheController, ready: asyncio.Event, stopping: asyncio.Event) -> None:
+async def run(
+    settings: CacheController,
+    ready: asyncio.Event,
+    stopping: asyncio.Event,
+    find_coordinators: Callable[[], Iterable[str]] | None = None,
+) -> None:
     """Run a controller until `stopping` is set.
 
     Args:
         settings: ports, limits, where the coordinators are.
         ready: set when it serves.
         stopping: ends it.
+        find_coordinators: returns their URLs as they are now, and may block for a moment; default: those of the settings.
 
     Raises:
         StartError: a port is taken or open to strangers, LMCache is missing, or a setting makes no sense.
@@ -61,9 +68,13 @@ async def run(settings: CacheController, ready: asyncio.Event, stopping: asyncio
     roster, counts, lookup = Roster(), Counts(), _lookup(settings)
     reports = WorkerReports(roster, lookup, limits, counts, now)
     protocol = _protocol(reports, settings)
+
+    async def find() -> Iterable[str]:
+        return await asyncio.to_thread(find_coordinators) if find_coordinators else settings.coordinators
+
     try:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
-            servers = Servers(settings.coordinators, roster, limits, now, http)
+            servers = Servers(find, roster, limits, now, http)
             registry = CollectorRegistry()
             registry.register(Watched(roster, reports, lookup, servers, counts))
             controller = Controller(roster, reports, lookup, protocol, servers, limits)

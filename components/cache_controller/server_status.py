@@ -92,10 +92,21 @@ class Server:
         return f"http://{bracketed(self.instance.ip)}:{self.instance.http_port}"
 
 
+class InstanceStats(msgspec.Struct, frozen=True):
+    """What LMCache 0.5.3 says of an instance."""
+
+    num_l1_keys: int = 0
+
+
 class Stats(msgspec.Struct, frozen=True):
-    """The answer to ``GET /directory/stats`` of a coordinator: the objects it was told of."""
+    """The answer to ``GET /directory/stats`` of a coordinator: the objects it was told of, in two ways to say it."""
 
     l1_keys_by_instance: dict[str, int] = {}
+    instances: dict[str, InstanceStats] = {}
+
+    def told(self, instance_id: str) -> int:
+        """Return how many objects of a server's first level the coordinator knows."""
+        return self.l1_keys_by_instance.get(instance_id, self.instances.get(instance_id, InstanceStats()).num_l1_keys)
 
 
 class MpConfig(msgspec.Struct, frozen=True):

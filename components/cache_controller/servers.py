@@ -6,12 +6,12 @@ A server is an instance, each engine at it one of its workers. Knows the HTTP AP
 
 import asyncio
 import logging
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
 
 import aiohttp
 import msgspec
 
+from components.cache_controller.calls import Calls
 from components.cache_controller.limits import Limits
 from components.cache_controller.lookup import Found, Match
 from components.cache_controller.placements import DirectoryAnswer, prefixes
@@ -29,11 +29,12 @@ from components.cache_controller.server_status import (
     bracketed,
 )
 from components.cache_controller.workers import Clock
-from components.wire.errors import BadGatewayError, DeadlineExceededError, InvalidRequestError, PenstockError
+from components.wire.errors import InvalidRequestError, PenstockError
 
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.5
+_FIND_S = 2.0
 _STATUS_TIMEOUT_S = 2.0
 _L1 = frozenset({"l1", "LocalCPUBackend"})  # LMCache's name for the same in a worker is taken, too
 _L2 = "l2"
@@ -46,7 +47,7 @@ class Servers:
     """Keeps the servers of some coordinators on the roster, and asks them.
 
     Args:
-        coordinators: URLs.
+        find: returns the coordinators' URLs as they are now; asked again and again.
         roster: where their engines are listed.
         limits: how long to wait.
         clock: tells the time.
@@ -54,13 +55,19 @@ class Servers:
     """
 
     def __init__(
-        self, coordinators: Iterable[str], roster: Roster, limits: Limits, clock: Clock, http: aiohttp.ClientSession
+        self,
+        find: Callable[[], Awaitable[Iterable[str]]],
+        roster: Roster,
+        limits: Limits,
+        clock: Clock,
+        http: aiohttp.ClientSession,
     ) -> None:
-        self._coordinators = {url.rstrip("/"): False for url in coordinators}
+        self._find = find
+        self._coordinators: dict[str, bool] = {}
         self._roster = roster
         self._limits = limits
         self._clock = clock
-        self._http = http
+        self._ask = Calls(http, limits.request_timeout_s).ask
         self._pins = ServerPins()
         self._servers: dict[str, Server] = {}
 
@@ -90,10 +97,24 @@ class Servers:
         await self._pins.close()
 
     async def watch(self) -> None:
-        """Go on for ever."""
+        """Go on for ever: with coordinators that come, and without those that go."""
+        watching: dict[str, asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as tasks:
-            for coordinator in self._coordinators:
-                tasks.create_task(self._watch(coordinator))
+            while True:
+                wanted = {url.rstrip("/") for url in await self._find()}
+                for url in watching.keys() - wanted:
+                    watching.pop(url).cancel()
+                    self._drop(url)
+                for url in wanted - watching.keys():
+                    self._coordinators[url] = False
+                    watching[url] = tasks.create_task(self._watch(url))
+                await asyncio.sleep(_FIND_S)
+
+    def _drop(self, coordinator: str) -> None:
+        """Forget a coordinator, and the servers it told of."""
+        del self._coordinators[coordinator]
+        for server in [each for each in self._servers.values() if each.coordinator == coordinator]:
+            self._forget(server)
 
     async def _watch(self, coordinator: str) -> None:
         while True:
@@ -103,11 +124,11 @@ class Servers:
     async def refresh(self, coordinator: str) -> None:
         """Ask a coordinator for its servers, and each of them for its engines."""
         listed: dict[str, Instance] = {}
-        told: dict[str, int] = {}
+        stats = Stats()
         try:
             found = await self._ask("GET", f"{coordinator}/instances", Instances, timeout_s=_STATUS_TIMEOUT_S)
             stats = await self._ask("GET", f"{coordinator}/directory/stats", Stats, timeout_s=_STATUS_TIMEOUT_S)
-            listed, told = {each.instance_id: each for each in found.instances}, stats.l1_keys_by_instance
+            listed = {each.instance_id: each for each in found.instances}
         except PenstockError as error:
             if self._coordinators[coordinator]:
                 log.warning("a coordinator does not answer", extra={"url": coordinator, "error": error.message})
@@ -121,7 +142,7 @@ class Servers:
                 tasks.create_task(self._look_at(coordinator, instance, is_listed=instance.instance_id in listed))
         for name, server in self._servers.items():
             if server.coordinator == coordinator:
-                server.told = told.get(name, 0)
+                server.told = stats.told(name)
                 server.behind = server.behind + 1 if server.told < server.objects else 0
 
     async def _look_at(self, coordinator: str, instance: Instance, *, is_listed: bool) -> None:
@@ -231,7 +252,7 @@ class Servers:
         """Wait a moment until the coordinator knows of no more than a server holds; it is told after the fact."""
         for _ in range(_TOLD_TRIES):
             stats = await self._ask("GET", f"{server.coordinator}/directory/stats", Stats)
-            if stats.l1_keys_by_instance.get(server.instance.instance_id, 0) <= server.objects:
+            if stats.told(server.instance.instance_id) <= server.objects:
                 return
             await asyncio.sleep(_TOLD_POLL_S)
 
@@ -265,31 +286,6 @@ class Servers:
         """
         await self._ask("GET", f"{server.url}/healthcheck", msgspec.Raw)
         return dict.fromkeys(sorted(server.numbers.values()), 0)
-
-    async def _ask(self, method: str, url: str, kind: Any, body: Any = None, timeout_s: float | None = None) -> Any:
-        """Return the answer of a coordinator or a server.
-
-        Raises:
-            BadGatewayError: it cannot be reached, refuses, or answers something else.
-            DeadlineExceededError: it does not answer in time.
-        """
-        limit_s = timeout_s or self._limits.request_timeout_s
-        data = None if body is None else msgspec.json.encode(body)
-        try:
-            async with (
-                asyncio.timeout(limit_s),
-                self._http.request(method, url, data=data, headers={"Content-Type": "application/json"}) as answer,
-            ):
-                content = await answer.read()
-                if answer.status >= 300:
-                    raise BadGatewayError(f"{url} answers {answer.status}: {content[:300].decode(errors='replace')}")
-                return msgspec.json.decode(content, type=kind)
-        except TimeoutError:
-            raise DeadlineExceededError(f"{url} has not answered for {limit_s:g} s") from None
-        except aiohttp.ClientError as error:
-            raise BadGatewayError(f"{url} cannot be reached: {error}") from None
-        except msgspec.DecodeError as error:
-            raise BadGatewayError(f"{url} answers what was not expected: {error}") from None
 
 
 def _require(holds: bool, param: str, message: str) -> None:

@@ -19,6 +19,7 @@ from components.decode.prefill_metrics import Metrics
 from components.engine.protocol import Engine
 from components.graph.load import GraphError, change_disagg
 from components.graph.schema import Disagg, Graph
+from components.telemetry.tracing import Span, carry, span
 from components.wire.block_hash import block_hashes, root_hash
 from components.wire.errors import InvalidRequestError
 from components.wire.messages import GenerateRequest, ProcessStatus
@@ -103,9 +104,11 @@ class RemotePrefill:
         placement = place(now, self.rules, self._speeds)
         self._metrics.placed.labels(placement.reason.value).inc()
         log.debug("placed", extra={"request_id": request.request_id, **msgspec.to_builtins(placement)})
-        if not placement.remote or not await self._leave_to_others(request, now, start_s):
+        if not placement.remote:
             return 0
-        return now.uncached_tokens
+        with span("prefill elsewhere", uncached_tokens=now.uncached_tokens, reason=placement.reason.value) as traced:
+            done = await self._leave_to_others(request, now, start_s, traced)
+        return now.uncached_tokens if done else 0
 
     def loaded(self, tokens: int, seconds: float) -> None:
         """Take in how long the engine took to a first token after so many tokens were prefilled elsewhere."""
@@ -131,7 +134,7 @@ class RemotePrefill:
             waiting_requests=load.waiting_requests,
         )
 
-    async def _leave_to_others(self, request: GenerateRequest, now: Situation, start_s: float) -> bool:
+    async def _leave_to_others(self, request: GenerateRequest, now: Situation, start_s: float, traced: Span) -> bool:
         """Put the job and wait for it, but not too long; then tidy up. Returns whether it was done."""
         job_id = request.request_id
         waiting = self._jobs[job_id] = _Waiting()
@@ -141,6 +144,7 @@ class RemotePrefill:
         finally:
             del self._jobs[job_id]
             self._metrics.outcomes.labels(outcome).inc()
+            traced.set(outcome=outcome)
             if outcome not in {"done", "failed", "not_put"}:
                 await self._call_off(job_id)
         if outcome == "done":
@@ -161,6 +165,7 @@ class RemotePrefill:
             now_unix_s,
             min(request.deadline_unix_s, now_unix_s + self.rules.max_wait_s),
             request.cache_salt,
+            carry(),
         )
         try:
             await self._queue.put(job, job.job_id)

@@ -16,6 +16,7 @@ from components.decode.outbox import Outbox
 from components.decode.remote_prefill import RemotePrefill
 from components.engine.protocol import Engine, EngineInfo, EngineOutput
 from components.telemetry.logs import trail
+from components.telemetry.tracing import Span, carry, span
 from components.wire.errors import (
     CancelledError,
     DeadlineExceededError,
@@ -97,6 +98,7 @@ class DecodeService:
             kv_blocks=self._info.kv_blocks,
             load=load,
             tool_parser=self._info.tool_parser,
+            reasoning_parser=self._info.reasoning_parser,
             store=self._store,
         )
 
@@ -145,17 +147,31 @@ class DecodeService:
 
     async def _run(self, request: GenerateRequest) -> None:
         """Generate for one request until it ends, whatever way."""
+        request_id, prompt_tokens = request.request_id, len(request.token_ids)
+        with span(
+            "generate", request.trace, request_id=request_id, worker=self._name, prompt_tokens=prompt_tokens
+        ) as traced:
+            outcome = await self._generate(replace(request, trace=carry()) if request.trace else request, traced)
+            traced.set(outcome=outcome)
+        self._count(outcome)
+
+    async def _generate(self, request: GenerateRequest, traced: Span) -> str:
+        """Return how it ended."""
         offset = 0
         try:
             async with asyncio.timeout(request.deadline_unix_s - time.time()):
                 elsewhere_tokens = await self._remote.prepare(request) if self._remote else 0
                 prepared_s = time.monotonic()
                 async for output in self._engine.generate(request):
+                    if not offset:
+                        traced.event("first token")
+                        traced.set(cached_tokens=output.cached_tokens)
                     if elsewhere_tokens and self._remote and not offset:
                         self._remote.loaded(elsewhere_tokens, time.monotonic() - prepared_s)
                         elsewhere_tokens = 0
                     self._outbox.add(request.processor, _delta(request.request_id, offset, output))
                     offset += len(output.token_ids)
+            traced.set(output_tokens=offset)
             outcome = "finished"
         except asyncio.CancelledError:
             self._count("cancelled")
@@ -172,7 +188,7 @@ class DecodeService:
             outcome = ErrorCode.INTERNAL.value
             log.error("a request failed", extra={"request_id": request.request_id, "error": trail(error)})  # noqa: TRY400
             self._fail(request, offset, PenstockError("the worker failed to answer; its log says why"))
-        self._count(outcome)
+        return outcome
 
     def _fail(self, request: GenerateRequest, offset: int, error: PenstockError) -> None:
         self._outbox.add(request.processor, TokenDelta(request.request_id, offset, error=error.reply()))
@@ -193,4 +209,5 @@ def _delta(request_id: str, offset: int, output: EngineOutput) -> TokenDelta:
         output.stop_reason,
         output.cached_tokens,
         output.tool_calls,
+        output.reasoning,
     )

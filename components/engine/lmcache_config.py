@@ -15,12 +15,15 @@ _MISSED_BEATS = 5
 _CHECKPOINT_S = 1.0
 
 
-def server_arguments(settings: LMCache, name: str, *, on_cpu: bool, can_silence_events: bool) -> list[str]:
+def server_arguments(
+    settings: LMCache, name: str, report_to: str = "", *, on_cpu: bool, can_silence_events: bool
+) -> list[str]:
     """Return the arguments of ``lmcache server``.
 
     Args:
         settings: of the graph.
         name: what it calls itself in its metrics.
+        report_to: URL of a coordinator to which it tells each change of what it holds; empty: it tells nobody.
         on_cpu: engines compute on the CPU: they move KV themselves, as the server cannot reach into their memory.
         can_silence_events: this version can be told to report no events of its own. On a CPU it reports no stores, and keeps
             engines from reporting theirs; silenced, every engine reports what it stored.
@@ -33,12 +36,8 @@ def server_arguments(settings: LMCache, name: str, *, on_cpu: bool, can_silence_
     if on_cpu:
         words += ["--supported-transfer-mode", "engine_driven"]
         words += ["--kv-event-log-size", 0] if can_silence_events else []
-    if settings.coordinator_port:
-        words += [
-            "--coordinator-url",
-            f"http://{settings.host}:{settings.coordinator_port}",
-            "--coordinator-event-reporting",
-        ]
+    if report_to:
+        words += ["--coordinator-url", report_to, "--coordinator-event-reporting"]
         words += ["--coordinator-advertise-ip", settings.host, "--coordinator-heartbeat-interval", _HEARTBEAT_S]
         words += ["--coordinator-event-flush-interval", _REPORT_S]
     for adapter in settings.l2:

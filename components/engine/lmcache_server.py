@@ -28,6 +28,8 @@ _LOOK_S = 1.0
 _ANSWER_TIMEOUT_S = 2.0
 _SILENT_S = 10.0
 _STOP_TIMEOUT_S = 5.0
+_NICE = 5
+"""Requests, which come before a coordinator has its imports, go first."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +51,16 @@ class _Service:
     arguments: tuple[object, ...]
 
 
-def server(settings: LMCache, name: str) -> "LMCacheServer":
-    """Return the server of engines, not yet started; it calls itself `name`."""
+def server(settings: LMCache, name: str, report_to: str) -> "LMCacheServer":
+    """Return the server of engines, not yet started; it calls itself `name`, and reports to the coordinator at a URL."""
     url = f"http://{settings.host}:{settings.http_port}"
-    return LMCacheServer(_Service("server", url, "/healthcheck", _run, (settings, name)))
+    return LMCacheServer(_Service("server", url, "/healthcheck", _run, (settings, name, report_to)))
 
 
 def coordinator(settings: LMCache, checkpoint: Path | None) -> "LMCacheServer":
     """Return the coordinator of servers, not yet started; it keeps what it knows in the file `checkpoint`."""
     url = f"http://{settings.host}:{settings.coordinator_port}"
-    arguments = (coordinator_arguments(settings, checkpoint),)
-    return LMCacheServer(_Service("coordinator", url, "/healthz", _run_lmcache, arguments))
+    return LMCacheServer(_Service("coordinator", url, "/healthz", _run_coordinator, (settings, checkpoint)))
 
 
 class LMCacheServer:
@@ -94,7 +95,9 @@ class LMCacheServer:
         answered_s = time.monotonic()
         while self._process is not None and self._process.is_alive():
             if families := await self._scrape():
-                self._families, answered_s = families, time.monotonic()
+                self._families = families
+            if families or await self._healthy():  # LMCache 0.5.3's coordinator has no metrics
+                answered_s = time.monotonic()
             elif time.monotonic() - answered_s > _SILENT_S:
                 return f"the LMCache {self._service.kind} has not answered for {_SILENT_S:.0f} s"
             await asyncio.sleep(_LOOK_S)
@@ -145,13 +148,23 @@ def _families(text: str) -> list[MetricFamily]:
     return []
 
 
-def _run(settings: LMCache, name: str) -> None:
+def _run(settings: LMCache, name: str, report_to: str) -> None:
     """Be the server."""
     from lmcache.v1.multiprocess.config import MPServerConfig
     from vllm.platforms import current_platform
 
     silence = hasattr(MPServerConfig, "kv_event_log_size")  # since 0.5.4 or later, not in 0.5.3
-    _run_lmcache(server_arguments(settings, name, on_cpu=current_platform.is_cpu(), can_silence_events=silence))
+    on_cpu = current_platform.is_cpu()
+    _run_lmcache(server_arguments(settings, name, report_to, on_cpu=on_cpu, can_silence_events=silence))
+
+
+def _run_coordinator(settings: LMCache, checkpoint: Path | None) -> None:
+    """Be the coordinator."""
+    os.nice(_NICE)
+    from lmcache.v1.mp_coordinator.config import MPCoordinatorConfig
+
+    keeps = hasattr(MPCoordinatorConfig, "checkpoint_path")  # not in 0.5.3
+    _run_lmcache(coordinator_arguments(settings, checkpoint if keeps else None))
 
 
 def _run_lmcache(arguments: list[str]) -> None:

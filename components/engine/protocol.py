@@ -3,7 +3,7 @@
 Both engines pass the same contract suite, `tests/support/engine_contract.py`.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
 from components.wire.kv import KvChange
@@ -27,6 +27,7 @@ class EngineInfo(Message, frozen=True):
         block_size: tokens a KV block.
         kv_blocks: KV blocks it holds in all.
         tool_parser: whether it can parse tool calls out of text.
+        reasoning_parser: whether it can tell reasoning from the answer.
     """
 
     version: str
@@ -34,6 +35,7 @@ class EngineInfo(Message, frozen=True):
     block_size: int
     kv_blocks: int
     tool_parser: bool = False
+    reasoning_parser: bool = False
 
 
 class EngineOutput(Message, frozen=True):
@@ -46,6 +48,7 @@ class EngineOutput(Message, frozen=True):
     stop_reason: int | str | None = None
     cached_tokens: int | None = None
     tool_calls: tuple[ToolCallDelta, ...] = ()
+    reasoning: str = ""
 
 
 class KvUpdate(Message, frozen=True):
@@ -105,6 +108,19 @@ class Engine(Protocol):
 
         A multiple of the cache's chunk; 0 without a shared cache, and when it does not answer in time.
         """
+        ...
+
+    def shared_changed(self, held: Sequence[int], gone: Sequence[int]) -> None:
+        """Take in what the shared cache's server says of its chunks; `kv_updates` tells what that means.
+
+        Args:
+            held: chunks it can give now, by the low 64 bits of its own hashes; those this engine never stored say nothing.
+            gone: chunks it cannot give any more.
+        """
+        ...
+
+    def shared_lost(self) -> None:
+        """Take in that the shared cache's server is another process now, or none; `kv_updates` tells what that means."""
         ...
 
     def load(self) -> WorkerLoad:

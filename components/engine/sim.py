@@ -5,7 +5,7 @@ with ``output: echo``, after the prompt. `die`, `freeze`, `thaw` and `slowdown` 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from components.engine.protocol import EngineInfo, EngineOutput, EngineStartError, KvUpdate
 from components.engine.sim_answer import Vocabulary, refusal
@@ -121,6 +121,12 @@ class SimEngine:
         while self._kv is not None and (update := await self._kv.next_update()) is not None:
             yield update
 
+    def shared_changed(self, held: Sequence[int], gone: Sequence[int]) -> None:
+        """Ignore it: the simulated cache tells its engines itself; see `Engine.shared_changed`."""
+
+    def shared_lost(self) -> None:
+        """Ignore it likewise; see `Engine.shared_lost`."""
+
     async def shared_tokens(self, request: GenerateRequest) -> int:
         """See `Engine.shared_tokens`."""
         if self._shared is None or self._ended is not None:
@@ -207,7 +213,7 @@ class SimEngine:
         ):
             if ids and (min(ids) not in known or max(ids) not in known):
                 raise InvalidRequestError(f"{param} has token ids that are not 0 to {vocabulary.size - 1}", param=param)
-        field = "tools" if request.tools else refusal(request.sampling, self._settings.output == "echo")
+        field = "tools" if request.parsing else refusal(request.sampling, self._settings.output == "echo")
         if field is not None:
             raise InvalidRequestError(f"{field} is not possible: the engine is simulated", param=field)
 

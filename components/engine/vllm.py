@@ -1,12 +1,12 @@
 """The real engine: vLLM's `AsyncLLM`, whose core runs in processes of its own.
 
 Knows the life of an engine and of a request in it. What vLLM's objects look like is in `vllm_convert`, `vllm_compat` and
-`vllm_tools`; those import vLLM, as `lmcache_lookup` imports LMCache, and are themselves imported when the engine starts.
+`vllm_parsers`; those import vLLM, as `lmcache_lookup` imports LMCache, and are themselves imported when the engine starts.
 """
 
 import asyncio
 import gc
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -39,7 +39,7 @@ class _Opened:
         llm: vLLM's `AsyncLLM`.
         info: what it is.
         vocabulary_size: how many token ids it knows.
-        tools: a `ToolParsers`, when the graph names a parser.
+        parsers: an `OutputParsers`, when the graph names a parser.
         stats: a `vllm_compat.Stats`, kept up to date by vLLM.
         lookup: a `lmcache_lookup.LMCacheLookup`, when KV is shared.
     """
@@ -47,7 +47,7 @@ class _Opened:
     llm: Any
     info: EngineInfo
     vocabulary_size: int
-    tools: Any
+    parsers: Any
     stats: Any
     lookup: Any
 
@@ -116,16 +116,17 @@ class VllmEngine:
         stats = compat.Stats()
         try:
             arguments = compat.engine_args(self._engine_args(on_cpu=compat.on_cpu()))
-            parser = modules.tools().parser_class(self._settings.args, self._model)
+            parser = modules.parsers().parser_class(self._settings.args, self._model)
             llm = compat.open_engine(arguments, stats)
+            parsers = modules.parsers().OutputParsers(parser, llm) if parser is not None else None
             lookup = modules.lookup().LMCacheLookup(self._lmcache, llm.vllm_config) if self._lmcache else None
         except ModelError as error:
             raise EngineStartError(str(error)) from error
         except compat.START_FAILURES as error:
             raise EngineStartError(f"vLLM cannot start: {one_line(error)}") from error
-        tools = modules.tools().ToolParsers(parser, llm) if parser is not None else None
-        info = compat.describe(llm, tool_parser=tools is not None)
-        return _Opened(llm, info, compat.vocabulary_size(llm), tools, stats, lookup)
+        wanted = [bool(self._settings.args.get(name)) for name in ("tool_call_parser", "reasoning_parser")]
+        info = compat.describe(llm, tool_parser=wanted[0], reasoning_parser=wanted[1])
+        return _Opened(llm, info, compat.vocabulary_size(llm), parsers, stats, lookup)
 
     def _engine_args(self, *, on_cpu: bool) -> dict[str, Any]:
         """Return vLLM's engine arguments: what the graph says, and where it says nothing what suits a CPU."""
@@ -171,13 +172,15 @@ class VllmEngine:
         if opened is None or self._stopped:
             raise WorkerLostError("the engine is not running")
         _check(request, opened)
-        if request.tools is None:
+        if self._kv is not None and opened.lookup is not None:
+            opened.lookup.teach(self._kv, request.token_ids, request.cache_salt)
+        if request.parsing is None:
             outputs = self._outputs(opened, request, request.sampling)
         else:
-            if opened.tools is None:
+            if opened.parsers is None:
                 raise InvalidRequestError("tools: this worker has no tool parser", param="tools")
-            calls = opened.tools.begin(request.tools)
-            outputs = calls.parse(request.token_ids, self._outputs(opened, request, calls.sampling(request.sampling)))
+            parser = opened.parsers.begin(request.parsing)
+            outputs = parser.parse(request.token_ids, self._outputs(opened, request, parser.sampling(request.sampling)))
         async with aclosing(outputs):
             async for output in outputs:
                 yield output
@@ -211,6 +214,16 @@ class VllmEngine:
                 self._unfinished.discard(request.request_id)
                 # vLLM aborts a request whose stream is closed, but not one that is cancelled while it is being added.
                 await opened.llm.abort(request.request_id)
+
+    def shared_changed(self, held: Sequence[int], gone: Sequence[int]) -> None:
+        """Take in what LMCache's server holds; see `Engine.shared_changed`."""
+        if self._kv is not None:
+            self._kv.shared_changed(held, gone)
+
+    def shared_lost(self) -> None:
+        """Take in that LMCache's server lost everything; see `Engine.shared_lost`."""
+        if self._kv is not None:
+            self._kv.shared_lost()
 
     async def shared_tokens(self, request: GenerateRequest) -> int:
         """Return how much of a prompt LMCache can give to any engine; see `Engine.shared_tokens`."""

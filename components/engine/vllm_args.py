@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 OURS = frozenset({"tool_call_parser", "tool_parser_plugin", "enable_auto_tool_choice"})
-"""Arguments of vLLM's API server, not of its engine, that penstock carries out itself (see `vllm_tools`)."""
+"""Arguments of vLLM's API server, not of its engine, that penstock carries out itself (see `vllm_parsers`)."""
 
 ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",

@@ -23,6 +23,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.loggers import StatLoggerBase
 
+from components.engine.kv_shelves import EngineHash
 from components.engine.kv_translate import EngineCleared, EngineEvent, EngineRemoved, EngineStored
 from components.engine.protocol import EngineInfo
 from components.engine.vllm_convert import to_engine_output, to_sampling_params
@@ -121,7 +122,7 @@ def open_engine(arguments: AsyncEngineArgs, stats: Stats) -> AsyncLLM:
     )
 
 
-def describe(llm: AsyncLLM, *, tool_parser: bool) -> EngineInfo:
+def describe(llm: AsyncLLM, *, tool_parser: bool, reasoning_parser: bool) -> EngineInfo:
     """Return what a started engine is."""
     cache = llm.vllm_config.cache_config
     return EngineInfo(
@@ -130,6 +131,7 @@ def describe(llm: AsyncLLM, *, tool_parser: bool) -> EngineInfo:
         block_size=cache.block_size,
         kv_blocks=cache.num_gpu_blocks,
         tool_parser=tool_parser,
+        reasoning_parser=reasoning_parser,
     )
 
 
@@ -147,7 +149,11 @@ def submit(llm: AsyncLLM, request: GenerateRequest, sampling: Sampling) -> Async
         ValueError, TypeError: vLLM refuses a sampling parameter.
     """
     prompt = tokens_input(request.token_ids, cache_salt=request.cache_salt)
-    stream: AsyncGenerator[Any, None] = llm.generate(prompt, to_sampling_params(sampling), request.request_id)
+    traced = request.trace and llm.vllm_config.observability_config.otlp_traces_endpoint  # vLLM's own spans, where asked for
+    headers = {"traceparent": request.trace} if traced else None
+    stream: AsyncGenerator[Any, None] = llm.generate(
+        prompt, to_sampling_params(sampling), request.request_id, trace_headers=headers
+    )
     return stream
 
 
@@ -205,7 +211,7 @@ def kv_events(payload: bytes, cpu_tier: Tier) -> list[EngineEvent]:
                 events.append(stored)
         elif isinstance(event, BlockRemoved):
             tier = tiers.get(event.medium, Tier.SHARED)
-            events.append(EngineRemoved(event.block_hashes, tier, event.group_idx or 0))
+            events.append(EngineRemoved(_names(event.block_hashes, tier), tier, event.group_idx or 0))
         else:
             events.append(EngineCleared())
     return events
@@ -231,17 +237,25 @@ def _stored(event: BlockStored, tiers: Mapping[str | None, Tier]) -> EngineStore
             break
     if not usable:
         return None
-    whole = usable == len(event.block_hashes)
+    whole, tier = usable == len(event.block_hashes), tiers.get(event.medium, Tier.SHARED)
+    names, parent = _names(event.block_hashes, tier), event.parent_block_hash
     return EngineStored(
-        event.block_hashes if whole else event.block_hashes[:usable],
-        event.parent_block_hash,
+        names if whole else names[:usable],
+        None if parent is None else _names([parent], tier)[0],
         event.token_ids if whole else event.token_ids[: usable * event.block_size],
         event.block_size,
         event.lora_name,
         salt,
-        tiers.get(event.medium, Tier.SHARED),
+        tier,
         event.group_idx or 0,
     )
+
+
+def _names(hashes: list[EngineHash], tier: Tier) -> list[EngineHash]:
+    """Return an event's hashes, LMCache's as their low 64 bits: vLLM tells no more by default."""
+    if tier is not Tier.SHARED:
+        return hashes
+    return [int.from_bytes(each[-8:]) if isinstance(each, bytes) else each for each in hashes]
 
 
 def _stat_logger(stats: Stats) -> Callable[[Any, int], StatLoggerBase]:

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 QUIET_S = 1.0
 REPLAY_TIMEOUT_S = 2.0
+MAX_BATCHES_A_TURN = 16
+"""So many long batches keep the event loop busy for two milliseconds, and still lie in the processor's caches."""
 _END = -1
 
 
@@ -149,12 +151,27 @@ class KvStream:
                     yield update
                 if batches:
                     caught_up = False
+                    await asyncio.sleep(0)  # tokens go first
                 elif not await self._wait():
                     if caught_up:
                         self._follower.settle()
                     else:
                         await self._follower.catch_up()
                     caught_up = True
+
+    def shared_changed(self, held: Sequence[int], gone: Sequence[int]) -> None:
+        """Take in what the LMCache server holds; `updates` tells of it."""
+        self._translator.shared_changed(held, gone)
+        self._woken.set()
+
+    def shared_lost(self) -> None:
+        """Take in that the LMCache server holds nothing any more; `updates` tells of it."""
+        self._translator.shared_lost()
+        self._woken.set()
+
+    def learn(self, chunks: Sequence[int], token_ids: Sequence[int]) -> None:
+        """Take in what LMCache calls the chunks of a prompt, and their tokens; see `KvTranslator.learn`."""
+        self._translator.learn(chunks, token_ids)
 
     def close(self) -> None:
         """Free the socket and the folder."""
@@ -185,11 +202,11 @@ class KvStream:
         return self._woken.is_set()
 
     def _drain(self) -> list[Batch]:
-        """Return everything that has come."""
+        """Return what has come, but no more than a turn's work."""
         self._woken.clear()
         batches: list[Batch] = []
         with suppress(zmq.Again):
-            while self._socket is not None:
+            while self._socket is not None and len(batches) < MAX_BATCHES_A_TURN:
                 batches.append(_batch(self._socket.recv_multipart(zmq.NOBLOCK)))
         return batches
 

@@ -17,7 +17,7 @@ def import_vllm() -> None:
         os.environ.setdefault(name, value)
     try:
         compat()
-        tools()
+        parsers()
     except ImportError as error:
         raise EngineStartError(f"vLLM cannot be imported: {one_line(error)}") from error
 
@@ -43,11 +43,11 @@ def lookup() -> ModuleType:
     return lmcache_lookup
 
 
-def tools() -> ModuleType:
-    """Return the module of vLLM's tool parsers."""
-    from components.engine import vllm_tools
+def parsers() -> ModuleType:
+    """Return the module of vLLM's parsers of generated text."""
+    from components.engine import vllm_parsers
 
-    return vllm_tools
+    return vllm_parsers
 
 
 def one_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from vllm.platforms import current_platform
 _EVERYWHERE = (
     "components.engine.vllm",
     "components.engine.vllm_compat",
-    "components.engine.vllm_tools",
+    "components.engine.vllm_parsers",
     "setproctitle",
     "vllm.distributed.elastic_ep.elastic_execute",
     "vllm.lora.resolver",

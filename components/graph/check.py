@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from components.graph.schema import Graph, JobsSettings, LMCache, Nats, Settings, SimEngine, VllmEngine
+from components.graph.schema import Graph, JobsSettings, LMCache, Nats, Settings, SimEngine, Telemetry, VllmEngine
 
 MAX_REPLICAS = 4096  # of one component; more are a slip of the finger
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -27,6 +27,7 @@ def mistakes(graph: Graph) -> Iterator[str]:
     yield from _nats(graph.nats)
     if (silence_s := graph.supervision.silence_timeout_s) <= 1:
         yield f"supervision.silence_timeout_s: must be more than 1, statuses come so often, not {silence_s}"
+    yield from _telemetry(graph.telemetry)
     yield from _disaggregation(graph)
     if graph.components.jobs is not None:
         yield from _jobs(graph.components.jobs)
@@ -40,6 +41,13 @@ def mistakes(graph: Graph) -> Iterator[str]:
             yield from _sim(settings.engine, graph.kv.block_size, f"{path}.engine")
         else:
             yield from _vllm(settings.engine, f"{path}.engine")
+
+
+def _telemetry(telemetry: Telemetry) -> Iterator[str]:
+    if (endpoint := telemetry.otlp_endpoint) and not re.match(r"https?://[^/\s]+", endpoint):
+        yield f"telemetry.otlp_endpoint: must be a URL such as http://127.0.0.1:4318, not {endpoint[:100]!r}"
+    if not 0 <= telemetry.trace_ratio <= 1:
+        yield f"telemetry.trace_ratio: must be 0 to 1, not {telemetry.trace_ratio}"
 
 
 def _disaggregation(graph: Graph) -> Iterator[str]:
@@ -74,6 +82,8 @@ def _lmcache(lmcache: LMCache, block_size: int) -> Iterator[str]:
     for name in ("port", "http_port"):
         if not 0 < getattr(lmcache, name) < 65536:
             yield f"lmcache.{name}: must be 1 to 65535, not {getattr(lmcache, name)}"
+    if not 0 <= lmcache.coordinator_port < 65536:
+        yield f"lmcache.coordinator_port: must be 0 to 65535, not {lmcache.coordinator_port}"
     if lmcache.port == lmcache.http_port:
         yield f"lmcache.http_port: must differ from lmcache.port, {lmcache.port}"
     yield from _more_than_0(lmcache, "lmcache", "l1_gb", "timeout_s")

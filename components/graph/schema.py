@@ -100,7 +100,8 @@ class LMCache(Settings, frozen=True):
     l1_gb: float = 2.0  # memory for KV, in GiB
     eviction_policy: Literal["LRU", "ARC", "IsolatedLRU", "noop"] = "LRU"  # what goes when it is full
     l2: list[dict[str, Any]] = []  # slower stores behind it, as `--l2-adapter` takes them: [{type: fs, base_path: /kv}]
-    coordinator_port: int = 0  # more than 0: LMCache's coordinator listens here, and tells the cache controller what is held
+    coordinator: bool = True  # LMCache's coordinator beside it, which tells the cache controller what is held; false: none
+    coordinator_port: int = 0  # its TCP port; 0: a free one, which `penstock cache-controller` finds by itself
     timeout_s: float = 5.0  # an engine that waits longer for it goes on without it
     args: dict[str, Any] = {}  # further options of `lmcache server`, such as {max-workers: 4}
 
@@ -191,10 +192,12 @@ class Supervision(Settings, frozen=True):
 
 
 class Telemetry(Settings, frozen=True):
-    """Logs."""
+    """Logs, and traces of requests."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"  # least severe level to write
     log_format: Literal["text", "json"] = "text"  # one line each; json for machines
+    otlp_endpoint: str = ""  # an OpenTelemetry collector that gets a trace of each request, as http://127.0.0.1:4318
+    trace_ratio: float = 1.0  # the share of requests to trace, 0 to 1; a client that sends a `traceparent` decides itself
 
 
 class Graph(Settings, frozen=True):
@@ -210,7 +213,7 @@ class Graph(Settings, frozen=True):
     kv: Kv = Kv()  # KV cache facts
     lmcache: LMCache | None = None  # share KV between engines: a map, empty for the defaults
     supervision: Supervision = Supervision()  # starting, watching, stopping
-    telemetry: Telemetry = Telemetry()  # logs
+    telemetry: Telemetry = Telemetry()  # logs and traces
 
     @property
     def model_name(self) -> str:
@@ -226,6 +229,12 @@ class Graph(Settings, frozen=True):
     def disaggregated(self) -> bool:
         """Whether decode workers may leave prompts to prefill workers."""
         return self.components.prefill is not None
+
+    @property
+    def tells_kv(self) -> bool:
+        """Whether workers tell which KV they hold: only where somebody goes by it."""
+        router = self.components.router
+        return self.disaggregated or (router is not None and router.wants_kv_events)
 
     @property
     def only_queues(self) -> bool:

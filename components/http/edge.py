@@ -17,6 +17,7 @@ from aiohttp import web
 
 from components.graph.keys import ApiKeys
 from components.telemetry.logs import trail
+from components.telemetry.tracing import span
 from components.wire.errors import (
     HTTP_STATUS,
     BodyTooLargeError,
@@ -150,6 +151,14 @@ class Edge:
         request[RECEIVED_S] = time.monotonic()
         route = request.match_info.route.resource
         label = route.canonical if route else "other"
+        if request.method != "POST":
+            return await self._answer(request, handler, label)
+        with span(f"POST {label}", request.headers.get("traceparent", ""), request_id=request[REQUEST_ID]) as traced:
+            response = await self._answer(request, handler, label)
+            traced.set(status=response.status)
+            return response
+
+    async def _answer(self, request: web.Request, handler: Handler, label: str) -> web.StreamResponse:
         status = 499
         try:
             is_open = label in self._open_routes

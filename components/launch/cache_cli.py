@@ -14,8 +14,8 @@ from rich.table import Table
 from components.graph.keys import ENVIRONMENT, ApiKeys
 from components.graph.load import GraphError, load_graph
 from components.graph.schema import CacheController
-from components.launch.state import StateFolder, all_states
-from components.launch.target import fail, is_there
+from components.launch.state import GraphPhase, StateFolder, all_states
+from components.launch.target import fail
 from components.launch.views import make_table
 from components.telemetry.folders import state_root
 
@@ -43,7 +43,8 @@ def cache_controller(
         int, typer.Option(help="Where LMCache workers push; the next two are for registration, beats.")
     ] = (_DEFAULTS.monitor_port),
     coordinator: Annotated[
-        list[str] | None, typer.Option(help="URL of an `lmcache coordinator`; default: those of this machine's graphs.")
+        list[str] | None,
+        typer.Option(help="URL of an `lmcache coordinator`; default: those of this machine's graphs."),
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other setting; docs/settings.md lists them.")
@@ -51,7 +52,7 @@ def cache_controller(
 ) -> None:
     """Run a cache controller: LMCache's controller interface, for in-process workers and for the graphs' LMCache servers."""
     chosen: dict[str, Any] = {"host": host, "port": port, "monitor_port": monitor_port}
-    chosen["coordinators"] = coordinator if coordinator is not None else _coordinators()
+    chosen["coordinators"] = coordinator or []
     chosen["state_file"] = str(state_root() / f"cache-controller-{port}.json")
     try:
         settings = msgspec.convert(chosen | dict(map(_setting, overrides or ())), CacheController, strict=False)
@@ -61,7 +62,7 @@ def cache_controller(
         from components.cache_controller.serve import main
     except ImportError as error:
         fail(f"the cache controller needs LMCache and pyzmq, as vLLM's installations have them: {error}")
-    sys.exit(main(settings))
+    sys.exit(main(settings, None if settings.coordinators else _coordinators))
 
 
 def _setting(word: str) -> tuple[str, str]:
@@ -72,16 +73,16 @@ def _setting(word: str) -> tuple[str, str]:
 
 
 def _coordinators() -> list[str]:
-    """Return the coordinators of the graphs that run on this machine."""
+    """Return the coordinators of the graphs that serve on this machine now; a controller asks again and again."""
     found = []
     for state in all_states():
-        if not is_there(state):
+        if state.phase is not GraphPhase.READY:
             continue
         try:
             lmcache = load_graph(StateFolder(state.graph).graph_file).lmcache
         except GraphError:
             continue
-        if lmcache and lmcache.coordinator_port:
+        if lmcache and lmcache.coordinator and lmcache.coordinator_port:
             found.append(f"http://{lmcache.host}:{lmcache.coordinator_port}")
     return found
 

@@ -22,7 +22,7 @@ from components.graph.schema import Graph, SimEngine
 from components.launch.child import last_line
 from components.launch.devices import PlanError, engine_groups
 from components.launch.guard import sweep
-from components.launch.machine import look
+from components.launch.machine import free_port, look
 from components.launch.plan import Plan, make_plan, wanted_ports
 from components.launch.state import GraphPhase, GraphRunningError, GraphState, StateFolder
 from components.launch.supervisor import Supervisor
@@ -59,12 +59,26 @@ def prepare(graph: Graph) -> Plan:
     try:
         if graph.nats == "embedded":
             find_nats_server()
+        graph = _with_ports(graph)
         plan = make_plan(graph, look(wanted_ports(graph)))
         if not graph.only_queues:
             model_folder(graph.model)
     except (PlanError, ModelError, NatsServerError) as error:
         raise LaunchError(str(error)) from error
     return plan
+
+
+def _with_ports(graph: Graph) -> Graph:
+    """Return `graph` with a free port where it leaves one to us: it stays the same while the graph runs.
+
+    Raises:
+        PlanError: there is none.
+    """
+    lmcache = graph.lmcache
+    if lmcache is None or not lmcache.coordinator or lmcache.coordinator_port:
+        return graph
+    port = free_port(lmcache.host, "lmcache.host")
+    return replace(graph, lmcache=replace(lmcache, coordinator_port=port))
 
 
 def _check_engines(graph: Graph) -> None:

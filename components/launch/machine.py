@@ -58,6 +58,21 @@ def port_holder(host: str, port: int, setting: str = "http.port") -> str | None:
     return None
 
 
+def free_port(host: str, setting: str) -> int:
+    """Return a port of `host` that nobody has now; `setting` names it in errors.
+
+    Raises:
+        PlanError: nobody can listen on that address.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.bind(address)
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        raise PlanError(f"{setting}: cannot listen on {host}: {error.strerror}") from error
+
+
 def _listener(port: int) -> str | None:
     """Return ``pid 123 (nginx -g …)`` or ``pid 123 (processor-0 of graph agg)`` for the holder of `port`; None if unseen."""
     try:

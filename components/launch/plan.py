@@ -28,6 +28,7 @@ class ProcessSpec(msgspec.Struct, frozen=True):
         gpus: GPUs it uses.
         shared_gpus: those of them that others use too; of these processes one starts at a time, as an engine that measures
             the free memory must not meet another that is taking it.
+        late: the graph is ready without it; it is started when all others are.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ProcessSpec(msgspec.Struct, frozen=True):
     host: str = ""
     gpus: tuple[str, ...] = ()
     shared_gpus: tuple[str, ...] = ()
+    late: bool = False
 
 
 class Listener(msgspec.Struct, frozen=True):
@@ -174,17 +176,18 @@ def _lmcache(graph: Graph) -> Iterator[ProcessSpec]:
 
 
 def _coordinator(graph: Graph) -> Iterator[ProcessSpec]:
-    """Yield LMCache's coordinator, where there is a real server for it to know."""
+    """Yield LMCache's coordinator, where there is a real server for it to know. No request needs it."""
     settings, servers = graph.lmcache, list(_lmcache(graph))
-    if settings is None or not settings.coordinator_port or not any(spec.ports for spec in servers):
+    if settings is None or not settings.coordinator or not any(spec.ports for spec in servers):
         return
     yield ProcessSpec(
         graph.process_name("coordinator", 0),
         "coordinator",
         "components.lmcache.coordinator",
         warm=servers[0].warm,
-        ports=(settings.coordinator_port,),
+        ports=(settings.coordinator_port,) if settings.coordinator_port else (),
         host=settings.host,
+        late=True,
     )
 
 

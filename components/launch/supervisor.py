@@ -122,7 +122,7 @@ class Supervisor:
 
     def _launch_components(self) -> None:
         for watch in self._watches.values():
-            if watch.spec is not NATS and self.phase is GraphPhase.STARTING:
+            if watch.spec is not NATS and not watch.spec.late and self.phase is GraphPhase.STARTING:
                 self._launch(watch)
 
     def _launch(self, watch: Watch) -> None:
@@ -189,9 +189,11 @@ class Supervisor:
         if watch is None:
             return
         watch.hear(status, now)
-        if self.phase is GraphPhase.STARTING and all(w.phase is Phase.READY for w in self._watches.values()):
+        if self.phase is GraphPhase.STARTING and all(w.phase is Phase.READY or w.spec.late for w in self._watches.values()):
             self.phase = GraphPhase.READY
             log.info("all processes are ready")
+            for late in (each for each in self._watches.values() if each.spec.late):
+                self._launch(late)
 
     def _on_tick(self, now: float) -> None:
         if self._bus is not None and self._bus.failure and self.phase is not GraphPhase.STOPPING:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from components.bus.process import FatalError, Process, run, unless
 from components.engine.make import make_cache_server
 from components.engine.protocol import CacheServer, EngineStartError
+from components.lmcache.reporting import reporting
 from components.wire.messages import ProcessState
 
 
@@ -18,7 +19,8 @@ async def serve(process: Process) -> None:
     Raises:
         FatalError: it cannot start, died, or fell silent.
     """
-    await watch(process, lambda: make_cache_server(process.graph, process.member.name))
+    async with reporting(process) as report_to:
+        await watch(process, lambda: make_cache_server(process.graph, process.member.name, report_to))
 
 
 async def watch(process: Process, make: Callable[[], CacheServer]) -> None:

@@ -17,6 +17,7 @@ from components.engine.protocol import Engine, EngineInfo
 from components.graph.schema import Graph, LMCache, PrefillSettings
 from components.prefill.metrics import Metrics
 from components.telemetry.logs import trail
+from components.telemetry.tracing import carry, span
 from components.wire.errors import InvalidRequestError, PenstockError, WorkerLostError
 from components.wire.messages import GenerateRequest, Sampling, WorkerRole, WorkerStatus
 from components.wire.prefill import PrefillCancel, PrefillJob, PrefillProgress, PrefillState
@@ -126,11 +127,14 @@ class PrefillService:
 
     async def _serve(self, delivery: Delivery[PrefillJob]) -> None:
         """Bring one job to an end, whatever happens to it."""
-        try:
-            outcome = await self._end(delivery)
-        except BusError as error:  # the lease ends, and the job comes again
-            outcome = "undelivered"
-            log.warning("cannot end a prefill job", extra={"job": delivery.id, "error": str(error)})
+        job = delivery.message
+        with span("prefill", job.trace, worker=self._name, tokens=len(job.token_ids), delivery=delivery.delivery) as traced:
+            try:
+                outcome = await self._end(delivery)
+            except BusError as error:  # the lease ends, and the job comes again
+                outcome = "undelivered"
+                log.warning("cannot end a prefill job", extra={"job": delivery.id, "error": str(error)})
+            traced.set(outcome=outcome)
         self._metrics.jobs.labels(outcome).inc()
 
     async def _end(self, delivery: Delivery[PrefillJob]) -> str:
@@ -176,11 +180,13 @@ class PrefillService:
         renewing = self._tasks.create_task(self._renew(delivery))
         try:
             start_s = time.monotonic()
-            request = self._request(job, delivery.delivery)
-            async for _ in self._engine.generate(request):
-                continue
+            with span("compute", queued_s=queued_s):
+                request = self._request(job, delivery.delivery)
+                async for _ in self._engine.generate(request):
+                    continue
             computed_s = time.monotonic()
-            readable_tokens = await self._readable(request)
+            with span("store"):
+                readable_tokens = await self._readable(request)
             stored_s = time.monotonic()
         finally:
             renewing.cancel()
@@ -231,6 +237,7 @@ class PrefillService:
             sampling=Sampling(max_tokens=1, temperature=0.0),
             deadline_unix_s=job.deadline_unix_s,
             cache_salt=job.cache_salt,
+            trace=carry(),
         )
 
     async def _fail(self, job: PrefillJob, why: str) -> None:

@@ -46,6 +46,7 @@ class _ToolCall(msgspec.Struct, frozen=True):
 class _Delta(msgspec.Struct, frozen=True):
     role: str | UnsetType = UNSET
     content: str | UnsetType | None = UNSET
+    reasoning: str | UnsetType = UNSET
     tool_calls: list[_ToolCall] | UnsetType = UNSET
 
 
@@ -114,7 +115,9 @@ class ChatAnswer:
         sequence, new = piece.sequence, piece.delta
         calls = self._calls(sequence, new.text, new.tool_calls)
         if calls:
-            delta = _Delta(tool_calls=[_tool_call(call) for call in calls])
+            delta = _Delta(tool_calls=[_tool_call(call) for call in calls], reasoning=new.reasoning or UNSET)
+        elif new.reasoning:
+            delta = _Delta(content=new.text or UNSET, reasoning=new.reasoning)
         elif self._forced and new.finish_reason is None and not (new.logprobs or self._plan.token_ids):
             return b""
         else:
@@ -140,7 +143,9 @@ class ChatAnswer:
         text = "".join(sequence.texts)
         calls = _joined(self._calls(sequence, text, tuple(sequence.tool_calls)))
         message: dict[str, Any] = {"role": "assistant", "content": sequence.prompt.echo + text, "refusal": None}
-        if self._forced or (calls and not text):
+        if sequence.reasoning:
+            message["reasoning"] = "".join(sequence.reasoning)
+        if self._forced or (not text and (calls or sequence.reasoning)):
             message["content"] = None
         if calls:
             message["tool_calls"] = [_tool_call(call, whole=True) for call in calls]

@@ -20,6 +20,7 @@ from components.processor.routing import Booking, Router
 from components.processor.sequence import Sequence
 from components.processor.streams import Attempt, Inbox
 from components.processor.workers import Workers
+from components.telemetry.tracing import carry, span
 from components.wire.errors import ErrorCode, ErrorReply, WorkerLostError, from_reply
 from components.wire.messages import FinishReason, GenerateRequest, TokenDelta
 from components.wire.routing import RouteReply, RouteRequest
@@ -180,11 +181,19 @@ class Generation:
                 session=self._terms.session,
                 excluded=sorted(first.tried),
             )
-            booking = await self._router.choose(request)
+            booking = await self._ask(self._router, request)
             if booking is not None:
                 worker = self._book(booking, sequences)
             self._routes[first.index] = booking.reply if booking and worker else None
         return worker or self._workers.choose(frozenset(first.tried))
+
+    async def _ask(self, router: Router, request: RouteRequest) -> Booking | None:
+        with span("route", prompt_tokens=request.prompt_tokens) as traced:
+            booking = await router.choose(request)
+            if booking is not None:
+                chosen = booking.reply.chosen
+                traced.set(worker=chosen.worker, overlap_blocks=chosen.overlap_blocks, cost_s=chosen.cost_s)
+        return booking
 
     def _book(self, booking: Booking, sequences: list[Sequence]) -> Worker | None:
         """Hold a booking for `sequences`, and return its worker; None when that one cannot be used."""
@@ -212,7 +221,8 @@ class Generation:
             deadline_unix_s=self._deadline_unix_s,
             cache_salt=self._plan.cache_salt,
             replayed_tokens=done,
-            tools=self._plan.tools.parsing,
+            parsing=self._plan.tools.parsing,
+            trace=carry(),
         )
         wait_s = self._terms.replay_wait_s if sequence.replays else self._terms.wait_s
         attempt = await self._workers.place(request, sequence.index, self._inbox, first, sequence.tried, wait_s)
@@ -243,7 +253,9 @@ class Generation:
     async def _replay(self, sequence: Sequence, error: ErrorReply) -> list[Piece]:
         can_go_on = not self._plan.tools.parsing and exact(sequence.sampling)
         if not can_go_on and self._plan.stream and sequence.token_ids:
-            raise WorkerLostError(f"{error.message}; an answer with constraints or output penalties cannot be continued")
+            raise WorkerLostError(
+                f"{error.message}; an answer that is parsed, or has constraints or output penalties, cannot be continued"
+            )
         if not can_go_on:
             sequence.restart()
         elif sequence.token_ids:

@@ -163,7 +163,8 @@ class Pipeline:
         return await asyncio.get_running_loop().run_in_executor(lane, work)
 
     async def _plan(self, caller: Caller, make: Callable[[bytes, str, Tokenizer, Limits], Plan], deadline: Deadline) -> Plan:
-        limits = msgspec.structs.replace(self._limits, context_tokens=self._fleet.context_tokens())
+        reasoning = any(worker.offer.reasoning_parser for worker in self._fleet.ready())
+        limits = msgspec.structs.replace(self._limits, context_tokens=self._fleet.context_tokens(), reasoning=reasoning)
 
         def work() -> Plan:
             plan = make(caller.body, self.model, self.tokenizer, limits)
@@ -195,7 +196,7 @@ class Pipeline:
         context_tokens = self._fleet.context_tokens()
         if context_tokens is None:
             context_tokens = await deadline.within(self._context_tokens())
-        if plan.tools.parsing and not all(worker.offer.tool_parser for worker in self._fleet.ready()):
+        if plan.tools.auto and not all(worker.offer.tool_parser for worker in self._fleet.ready()):
             raise InvalidRequestError(
                 'tool_choice: "auto" needs a tool parser at the workers, and none is set up', param="tool_choice"
             )

@@ -70,7 +70,7 @@ def plan_chat(data: bytes, model: str, tokenizer: Tokenizer, limits: Limits) -> 
     """
     body = parse(data, ChatRequest)
     check_model(body.model, model)
-    tools = tooling(body)
+    tools = tooling(body, limits.reasoning)
     settings = sampling_of(body, limits, tools.constraint)
     plan = _plan(body, model, [render_chat(body, tokenizer, limits.context_tokens)], settings, tools, "messages")
     return msgspec.structs.replace(plan, usual_tokens=limits.defaults.max_new_tokens)

@@ -28,6 +28,7 @@ class Limits(msgspec.Struct, frozen=True):
         max_logprobs: alternatives a token it may ask for.
         context_tokens: prompt and output together; None while no worker has told.
         defaults: what holds where it says nothing.
+        reasoning: whether the workers tell reasoning from answers.
     """
 
     vocab_size: int
@@ -35,6 +36,7 @@ class Limits(msgspec.Struct, frozen=True):
     max_logprobs: int
     context_tokens: int | None = None
     defaults: Defaults = NO_DEFAULTS
+    reasoning: bool = False
 
 
 def sampling_of(body: Generation, limits: Limits, forced: StructuredOutputs | None = None) -> Sampling:

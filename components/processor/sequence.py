@@ -27,6 +27,7 @@ class Sequence:
         texts: its text, in pieces.
         logprobs: one entry a token, when asked for.
         tool_calls: pieces of tool calls from the worker's parser.
+        reasoning: text of the reasoning from there, in pieces.
         finish_reason: set at the end.
         stop_reason: what ended it.
         cached_tokens: prompt tokens whose KV the first worker reused.
@@ -43,6 +44,7 @@ class Sequence:
     texts: list[str] = field(default_factory=list)
     logprobs: list[PositionLogprobs] = field(default_factory=list)
     tool_calls: list[ToolCallDelta] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     cached_tokens: int | None = None
@@ -53,7 +55,7 @@ class Sequence:
 
     def restart(self) -> None:
         """Forget everything that has come."""
-        for pieces in (self.token_ids, self.texts, self.logprobs, self.tool_calls):
+        for pieces in (self.token_ids, self.texts, self.logprobs, self.tool_calls, self.reasoning):
             pieces.clear()
         self.joint = None
 
@@ -70,6 +72,8 @@ class Sequence:
         self.token_ids += delta.token_ids
         self.logprobs += delta.logprobs or ()
         self.tool_calls += delta.tool_calls
+        if delta.reasoning:
+            self.reasoning.append(delta.reasoning)
         if self.cached_tokens is None:
             self.cached_tokens = delta.cached_tokens
         self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason

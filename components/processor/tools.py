@@ -13,7 +13,7 @@ import msgspec
 
 from components.processor.openai import ChatRequest, NamedTool, Tool
 from components.wire.errors import InvalidRequestError
-from components.wire.messages import StructuredOutputs, ToolCallDelta, ToolParsing
+from components.wire.messages import OutputParsing, StructuredOutputs, ToolCallDelta
 
 _MAX_SCHEMA_DEPTH = 64
 
@@ -24,18 +24,27 @@ class Tooling(msgspec.Struct, frozen=True):
     Attributes:
         constraint: on the output, when a call is forced.
         named: the forced function's name.
-        parsing: for the worker's tool parser, when the model may call or not.
+        parsing: for the worker's parsers, when the model may call or not, or may reason.
         parallel: whether more than one call may be made.
     """
 
     constraint: StructuredOutputs | None = None
     named: str | None = None
-    parsing: ToolParsing | None = None
+    parsing: OutputParsing | None = None
     parallel: bool = True
 
+    @property
+    def auto(self) -> bool:
+        """Whether the model itself may choose to call."""
+        return self.parsing is not None and bool(self.parsing.tools)
 
-def tooling(body: ChatRequest) -> Tooling:
+
+def tooling(body: ChatRequest, reasoning: bool = False) -> Tooling:
     """Return what the tools in `body` ask for.
+
+    Args:
+        body: the request.
+        reasoning: whether the workers shall tell reasoning from the answer.
 
     Raises:
         InvalidRequestError: they contradict each other, or ask for what cannot be kept.
@@ -46,22 +55,25 @@ def tooling(body: ChatRequest) -> Tooling:
     if choice != "none" and not tools:
         raise InvalidRequestError("tool_choice: needs `tools`", param="tool_choice")
     parallel = body.parallel_tool_calls is not False
+    plain = OutputParsing("", _text(body.messages), _text(body.chat_template_kwargs or {})) if reasoning else None
     if choice == "none":
-        return Tooling()
+        return Tooling(parsing=plain)
     if choice == "auto":
         for index, tool in enumerate(tools):
             if tool.function.strict:
                 param = f"tools[{index}].function.strict"
                 raise InvalidRequestError(f"{param}: can only be kept when a tool is required or named", param=param)
-        parsing = ToolParsing(_text([_plain(tool) for tool in tools]), '"auto"', _text(body.messages))
+        offered, variables = _text([_plain(tool) for tool in tools]), _text(body.chat_template_kwargs or {})
+        parsing = OutputParsing(offered, _text(body.messages), variables)
         return Tooling(parsing=parsing, parallel=parallel)
     if isinstance(choice, NamedTool):
         name = choice.function.name
         schema = next((_parameters(tool) for tool in tools if tool.function.name == name), None)
         if schema is None:
             raise InvalidRequestError("tool_choice.function.name: is none of `tools`", param="tool_choice.function.name")
-        return Tooling(StructuredOutputs(json_schema=json.dumps(schema)), named=name)
-    return Tooling(StructuredOutputs(json_schema=json.dumps(_array_schema(tools, parallel))), parallel=parallel)
+        return Tooling(StructuredOutputs(json_schema=json.dumps(schema)), named=name, parsing=plain)
+    constraint = StructuredOutputs(json_schema=json.dumps(_array_schema(tools, parallel)))
+    return Tooling(constraint, parsing=plain, parallel=parallel)
 
 
 def for_template(tools: list[Tool] | None) -> list[dict[str, Any]] | None:

@@ -276,6 +276,8 @@ class Feed:
         index, holder = place
         if isinstance(change, KvStored):
             index.stored(holder, change.blocks, change.parent)
+            if change.tier is Tier.SHARED:
+                self._chooser.predictions.stored(change.blocks)
             self.counts.stored_blocks += len(change.blocks)
         else:
             index.removed(holder, change.blocks, change.parents)

@@ -69,6 +69,20 @@ class KvBatch(Message, frozen=True):
     changes: list[KvChange] = []
 
 
+class ChunksChanged(Message, frozen=True):
+    """What an LMCache server holds from now on, and what no longer; only its engines know what that is.
+
+    Attributes:
+        store: name of the server's process.
+        held: the low 64 bits of LMCache's own hashes of chunks that any engine can load.
+        gone: likewise of chunks that none can any more.
+    """
+
+    store: str
+    held: list[int] = []
+    gone: list[int] = []
+
+
 class SnapshotRequest(Message, frozen=True):
     """Ask a worker for all it holds; the chunks come to `reply_to`.
 

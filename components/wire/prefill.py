@@ -18,6 +18,7 @@ class PrefillJob(Message, frozen=True):
         put_unix_s: when it was put.
         deadline_unix_s: nobody waits any more after this moment.
         cache_salt: as in `GenerateRequest`.
+        trace: as in `GenerateRequest`.
     """
 
     job_id: str
@@ -27,6 +28,7 @@ class PrefillJob(Message, frozen=True):
     put_unix_s: float
     deadline_unix_s: float
     cache_salt: str | None = None
+    trace: str = ""
 
 
 class PrefillState(StrEnum):

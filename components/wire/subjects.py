@@ -88,6 +88,10 @@ class Subjects:
         """`SnapshotChunk` from any worker to one router."""
         return f"{self._prefix}.kv_chunks.{token(router)}"
 
+    def store_chunks(self, store: str) -> str:
+        """`ChunksChanged` of one LMCache server."""
+        return f"{self._prefix}.store_chunks.{token(store)}"
+
     def route(self) -> str:
         """`RouteRequest` to any router replica; answered by `RouteReply` or `ErrorReply`."""
         return f"{self._prefix}.route"

@@ -68,7 +68,7 @@ async def announce_kv(engine: Engine, process: Process, store: str = "") -> KvPu
     await publisher.listen()
     if store:
         silence_timeout_s = process.graph.supervision.silence_timeout_s
-        watch = StoreWatch(process.bus, process.subjects, store, silence_timeout_s, publisher)
+        watch = StoreWatch(process.bus, process.subjects, store, silence_timeout_s, publisher, engine)
         await watch.listen()
         process.tasks.create_task(watch.run())
     process.tasks.create_task(publisher.run(engine.kv_updates()))

@@ -1,6 +1,8 @@
-"""Withdraws what this worker told of its LMCache server when that server's process ends, is replaced or falls silent.
+"""One worker's eye on its LMCache server: what it evicts, and whether it still lives.
 
-Nobody else says so: engines hear of evictions at most, and not on a CPU. What is withdrawn too much costs time, once.
+What this worker told of a server is withdrawn when the server's process ends, is replaced or falls silent. Which chunks go
+while it lives the server's process tells, in LMCache's hashes; the engine knows what they mean. What is withdrawn too much
+costs time, once.
 """
 
 import asyncio
@@ -8,7 +10,8 @@ import logging
 import time
 
 from components.bus.client import Bus
-from components.wire.kv import Tier
+from components.engine.protocol import Engine
+from components.wire.kv import ChunksChanged, Tier
 from components.wire.messages import ProcessStatus
 from components.wire.store_life import StoreLife
 from components.wire.subjects import Subjects
@@ -22,7 +25,15 @@ _LOOK_S = 1.0
 class StoreWatch:
     """One worker's eye on its LMCache server."""
 
-    def __init__(self, bus: Bus, subjects: Subjects, store: str, silence_timeout_s: float, publisher: KvPublisher) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        subjects: Subjects,
+        store: str,
+        silence_timeout_s: float,
+        publisher: KvPublisher,
+        engine: Engine,
+    ) -> None:
         """Prepare, without listening yet.
 
         Args:
@@ -31,16 +42,19 @@ class StoreWatch:
             store: name of the LMCache server's process.
             silence_timeout_s: not heard of for so long, it is gone.
             publisher: withdraws.
+            engine: knows what the server's words mean.
         """
         self._bus = bus
         self._subjects = subjects
         self._store = store
         self._silence_timeout_s = silence_timeout_s
         self._publisher = publisher
+        self._engine = engine
         self._life = StoreLife()
 
     async def listen(self) -> None:
-        """From now on hear what the server's process tells of itself."""
+        """From now on hear what the server's process tells of itself, and of its chunks."""
+        await self._bus.subscribe(self._subjects.store_chunks(self._store), ChunksChanged, self._on_chunks)
         await self._bus.subscribe(self._subjects.status(self._store), ProcessStatus, self._on_status)
         self._bus.on_reconnect(self._on_reconnect)
 
@@ -55,6 +69,9 @@ class StoreWatch:
             if self._life.fell_silent(now_s, self._silence_timeout_s):
                 await self._withdraw("silent")
 
+    async def _on_chunks(self, change: ChunksChanged) -> None:
+        self._engine.shared_changed(change.held, change.gone)
+
     async def _on_status(self, status: ProcessStatus) -> None:
         if self._life.hear(status, time.monotonic()):
             await self._withdraw(status.state.value)
@@ -63,6 +80,7 @@ class StoreWatch:
         self._life.excuse(time.monotonic())
 
     async def _withdraw(self, why: str) -> None:
+        self._engine.shared_lost()
         blocks = await self._publisher.withdraw(Tier.SHARED)
         if blocks:
             log.warning("what LMCache held is gone", extra={"store": self._store, "why": why, "blocks": blocks})

@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -17,6 +18,8 @@ from tests.support.mixed_load import TOKENS, Answer, Prompt, ask_all, mixed_prom
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 CHUNK_TOKENS = 64
+ALWAYS = ("decode.disagg.always=true",)
+"""On a busy machine a remote prefill may seem dear."""
 FAULTS = (
     "kill prefill-0",
     "stop prefill-0",
@@ -43,6 +46,21 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[Prompt, Answer]:
         graph.close()
 
 
+def test_two_prefill_workers_and_one_decode_worker(expected: dict[Prompt, Answer], tmp_path: Path) -> None:
+    """Both take jobs from the queue, and the text is the same (2P1D; all other tests here run 1P2D)."""
+    graph = Launched.up(
+        tmp_path, "graphs/disagg.yaml", "prefill.replicas=2", "decode.replicas=1", *ALWAYS, *_free("lmcache")
+    )
+    try:
+        answers = asyncio.run(ask_all(graph.wait_ready(240).url, FLOOD, 4))
+        assert _texts(answers) == _texts([expected[prompt] for prompt in FLOOD])
+        for worker in ("prefill-0", "prefill-1"):
+            assert graph.metric("penstock_prefill_jobs_total", process=worker, outcome="done") > 0
+    finally:
+        graph.close()
+    assert graph.left_over(wait_s=5) == []
+
+
 @pytest.fixture(scope="module")
 def disagg(expected: dict[Prompt, Answer], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
     """One prefill worker, two decode workers, a router; launched when the reference has ended."""
@@ -50,8 +68,9 @@ def disagg(expected: dict[Prompt, Answer], tmp_path_factory: pytest.TempPathFact
     graph = Launched.up(
         tmp_path_factory.mktemp("disagg"),
         "graphs/disagg_router.yaml",
-        "decode.disagg.always=true",  # on a busy machine a remote prefill may seem dear
-        *(f"{setting}={free_port()}" for setting in ("router.http_port", "lmcache.port", "lmcache.http_port")),
+        *ALWAYS,
+        *_free("lmcache"),
+        f"router.http_port={free_port()}",
     )
     try:
         yield graph.wait_ready(240)
@@ -123,6 +142,11 @@ def _group(process: psutil.Process) -> int | None:
         return os.getpgid(process.pid)
     except ProcessLookupError:
         return None
+
+
+def _free(name: str) -> list[str]:
+    """Return settings that give the LMCache server `name` ports of its own."""
+    return [f"{name}.{setting}={free_port()}" for setting in ("port", "http_port")]
 
 
 def _texts(answers: list[Answer]) -> list[tuple[str, str, int]]:

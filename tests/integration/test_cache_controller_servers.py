@@ -5,6 +5,7 @@ import time
 from itertools import count
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from tests.support.cache_controller import Api, controller, until
@@ -102,23 +103,59 @@ async def test_a_fleet_is_listed_looked_up_and_cleared_and_outlives_its_parts() 
 
 @pytest.mark.timeout(200)
 async def test_a_coordinator_with_a_file_knows_everything_again(tmp_path: Path) -> None:
-    """As a graph runs it: killed and started anew, it finds what was stored before, and what is stored after."""
-    async with fleet(tmp_path / "checkpoint") as lmcache, controller(coordinators=[lmcache.coordinator_url]) as api:
+    """As a graph runs it: killed and started anew, it knows what was stored before, meanwhile and after."""
+    coordinated = fleet(tmp_path / "checkpoint", relayed=True)
+    async with coordinated as lmcache, controller(coordinators=[lmcache.coordinator_url]) as api:
         await until(lambda: api.workers("kv"))
         await lmcache.store(PROMPT)
         await until(lambda: _has(tmp_path / "checkpoint", MODEL.encode()))
         await until(lambda: held(api))
-        await lmcache.kill("coordinator")
+        last, away, after = ([token + shift for token in PROMPT] for shift in (1000, 2000, 3000))
+        await lmcache.store(last)
+        await until(lambda: held(api, last))
+        await lmcache.kill("coordinator")  # less than a second later: not in the checkpoint yet
+        await lmcache.store(away)
         await lmcache.start_coordinator()
 
         async def found() -> bool:
-            answer = await api.post("/full_lookup", tokens=PROMPT)
-            return bool(answer["matches"]) and answer["warnings"] == []
+            answers = [await api.post("/full_lookup", tokens=tokens) for tokens in (PROMPT, last, away)]
+            return all(answer["matches"] and not answer["warnings"] for answer in answers)
 
         await until(found)
-        other = [token + 1000 for token in PROMPT]
-        await lmcache.store(other)
-        await until(lambda: held(api, other))
+        await lmcache.store(after)
+        await until(lambda: held(api, after))
+
+
+@pytest.mark.timeout(120)
+async def test_a_relay_hears_what_a_server_stores_evicts_and_clears() -> None:
+    """As it happens, by the server's own word; whether there is a coordinator does not matter."""
+    async with fleet(relayed=True) as lmcache, aiohttp.ClientSession() as http:
+        await lmcache.store(PROMPT)
+        chunks = FULL // CHUNK
+
+        async def stored() -> bool:
+            return len(lmcache.held) == chunks
+
+        await until(stored)
+        assert lmcache.held == set(await lmcache.names(PROMPT))  # so workers know what the server speaks of
+        first = set(lmcache.held)
+        await lmcache.kill("coordinator")
+        steps = count(1)
+
+        async def evicted() -> bool:
+            step = next(steps)
+            await lmcache.store([step * 10_000 + index for index in range(50 * CHUNK)])
+            return not first & lmcache.held
+
+        await until(evicted, timeout_s=60)
+        assert await lmcache.readable(PROMPT) == 0
+        async with http.post(f"http://127.0.0.1:{lmcache.settings.http_port}/cache/clear", json={"tier": "l1"}) as answer:
+            assert answer.status == 200
+
+        async def empty() -> bool:
+            return not lmcache.held
+
+        assert await until(empty) < 10
 
 
 async def _has(file: Path, words: bytes) -> bool:
@@ -152,7 +189,7 @@ async def test_a_pinned_prompt_outlives_pressure_until_it_is_cleared() -> None:
 
 @pytest.mark.timeout(120)
 async def test_a_frozen_server_is_a_504_in_time() -> None:
-    """The call ends by its timeout, and the others are answered meanwhile."""
+    """The call ends by its timeout, others are answered meanwhile. A frozen coordinator is a warning, in time too."""
     async with fleet() as lmcache, controller(coordinators=[lmcache.coordinator_url], request_timeout_s=1.0) as api:
         await until(lambda: api.workers("kv"))
         lmcache.freeze("server")
@@ -161,6 +198,8 @@ async def test_a_frozen_server_is_a_504_in_time() -> None:
             call = tasks.create_task(api.post("/clear", 504, instance_id="kv", location="l1"))
             assert await api.workers("kv")
             assert "has not answered" in (await call)["error"]["message"]
+        lmcache.freeze("coordinator")
+        assert any("cannot be asked" in each for each in (await api.post("/full_lookup", tokens=PROMPT))["warnings"])
         assert time.monotonic() - began < 10
 
 

@@ -75,7 +75,7 @@ async def test_auto_tools_need_a_parser(nats: Nats) -> None:
         await asyncio.sleep(0.1)
         status, answer = await server.post("/v1/chat/completions", CHAT | {"tools": TOOLS})
         assert (status, answer["choices"][0]["message"]["content"]) == (200, "I call nothing.")
-        parsing = worker.requests[0].tools
+        parsing = worker.requests[0].parsing
         assert parsing is not None
         assert json.loads(parsing.tools) == TOOLS
 

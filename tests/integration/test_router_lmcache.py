@@ -9,7 +9,9 @@ from prometheus_client import CollectorRegistry
 
 from components.bus.client import Bus
 from components.engine.protocol import KvUpdate
+from components.engine.sim import SimEngine
 from components.graph.schema import Nats
+from components.graph.schema import SimEngine as Sim
 from components.wire.kv import KvStored, Tier
 from components.wire.messages import ProcessState, ProcessStatus
 from components.wire.routing import RouteEvent, RouteNotice, RouteNotices
@@ -112,7 +114,7 @@ async def test_what_a_lost_server_held_is_forgotten_everywhere(nats: Nats, route
     async with holders(router, "decode-0", decode_0="lmcache-0") as (decode,):
         decode.mute, decode.incarnation = True, "new"  # from now on the publisher speaks for it
         publisher = KvPublisher(bus, router.subjects, "decode-0", "new", CollectorRegistry())
-        watch = StoreWatch(bus, router.subjects, "lmcache-0", SILENCE_S, publisher)
+        watch = StoreWatch(bus, router.subjects, "lmcache-0", SILENCE_S, publisher, SimEngine("m", Sim(), 32))
         await publisher.listen()
         await watch.listen()
         await bus.flush()

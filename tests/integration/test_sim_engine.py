@@ -11,7 +11,7 @@ from components.graph import schema
 from components.model.folder import model_folder
 from components.model.tokenizer import Tokenizer
 from components.wire.errors import ContextLengthExceededError, InvalidRequestError, WorkerLostError
-from components.wire.messages import FinishReason, StructuredOutputs, ToolParsing
+from components.wire.messages import FinishReason, OutputParsing, StructuredOutputs
 from tests.support.engine_contract import EngineContract, ask, load_becomes, make_prompt, make_request
 
 FAST = schema.SimEngine(speed=20.0, max_model_len=1024, kv_blocks=256)
@@ -125,7 +125,7 @@ async def test_text_never_holds_half_a_character(tokenizer: Tokenizer) -> None:
     [
         ({"structured_outputs": StructuredOutputs(json_object=True)}, "response_format"),
         ({"bad_words": ("river",)}, "bad_words"),
-        ({"tools": ToolParsing("[]")}, "tools"),
+        ({"parsing": OutputParsing("[]")}, "tools"),
         ({"stop_token_ids": (1 << 20,)}, "stop_token_ids"),
         ({"logit_bias": {1 << 20: 1.0}}, "logit_bias"),
     ],

@@ -156,6 +156,20 @@ async def test_a_refusal_to_start_fails_the_launch() -> None:
         assert all(process.pid is None for process in state.processes)
 
 
+@pytest.mark.parametrize("behaviour", ["good", "refuses"])
+async def test_nobody_waits_for_a_late_process(behaviour: str) -> None:
+    """It is started when the others are ready; whatever becomes of it, the graph is."""
+    plan = stub_plan({"a": "good", "b": behaviour}, max_restarts=1)
+    specs = [replace(spec, late=True) if spec.name == "b" else spec for spec in plan.processes]
+    async with running(Plan(plan.graph, tuple(specs))) as graph:
+        ready = await graph.until(is_ready)
+        assert record(ready, "b").pid is None
+        end = Phase.READY if behaviour == "good" else Phase.FAILED
+        state = await graph.until(lambda state: record(state, "b").phase is end)
+        assert (state.phase, record(state, "a").phase, record(state, "a").restarts) == (GraphPhase.READY, Phase.READY, 0)
+    assert graph.supervisor.failure == ""
+
+
 async def test_never_ready_fails_the_launch() -> None:
     """A process that is not ready in time ends the launch."""
     async with running(stub_plan({"a": "never ready"}, start_timeout_s=1.5)) as graph:

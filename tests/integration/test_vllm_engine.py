@@ -3,9 +3,11 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -18,7 +20,7 @@ from components.graph import schema
 from components.model.folder import model_folder
 from components.model.tokenizer import Tokenizer
 from components.wire.errors import InvalidRequestError, WorkerLostError
-from components.wire.messages import FinishReason, StructuredOutputs, ToolParsing
+from components.wire.messages import FinishReason, OutputParsing, StructuredOutputs
 from tests.support.engine_contract import EngineContract, ask, load_becomes, make_prompt, make_request
 
 pytest.importorskip("vllm")
@@ -34,6 +36,7 @@ SETTINGS = schema.VllmEngine(
     },
     kv_cache_gb=0.25,
 )
+THINK_END = 895
 WEATHER = json.dumps([{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}])
 
 
@@ -145,7 +148,7 @@ async def test_choice_and_regex(engine: VllmEngine, structured: StructuredOutput
         {"allowed_token_ids": (1 << 20,)},
         {"stop_token_ids": (1 << 20,), "min_tokens": 2},
         {"top_p": 7.0},
-        {"tools": ToolParsing("12")},
+        {"parsing": OutputParsing("12")},
     ],
 )
 async def test_bad_requests_are_refused(engine: VllmEngine, fields: dict[str, object]) -> None:
@@ -160,7 +163,7 @@ async def test_tool_call(engine: VllmEngine) -> None:
     """The parser takes a tool call out of the text, and the finish reason says so."""
     text = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
     fields = {"structured_outputs": StructuredOutputs(choice=(text,)), "ignore_eos": False, "max_tokens": 100}
-    request = make_request(make_prompt(20), tools=ToolParsing(WEATHER), **fields)
+    request = make_request(make_prompt(20), parsing=OutputParsing(WEATHER), **fields)
     outputs = [output async for output in engine.generate(request)]
     calls = [call for output in outputs for call in output.tool_calls]
     assert [call.name for call in calls if call.name] == ["get_weather"]
@@ -172,7 +175,7 @@ async def test_tool_call(engine: VllmEngine) -> None:
 async def test_text_beside_a_tool_parser(engine: VllmEngine) -> None:
     """Text without a tool call comes out as it is."""
     fields = {"structured_outputs": StructuredOutputs(choice=("no tool needed",)), "ignore_eos": False}
-    request = make_request(make_prompt(20), tools=ToolParsing(WEATHER), **fields)
+    request = make_request(make_prompt(20), parsing=OutputParsing(WEATHER), **fields)
     outputs = [output async for output in engine.generate(request)]
     assert "".join(output.text for output in outputs) == "no tool needed"
     assert outputs[-1].finish_reason is FinishReason.STOP
@@ -239,6 +242,7 @@ async def test_stopped_while_starting() -> None:
         ({"block_size": 32}, "engine.block_size: is set for the whole graph, as `kv.block_size`"),
         ({"max_model_len": "long"}, "max_model_len"),
         ({"tool_call_parser": "no such parser"}, "no such parser"),
+        ({"reasoning_parser": "no such parser"}, "no such parser"),
     ],
 )
 async def test_bad_arguments(args: dict[str, object], said: str) -> None:
@@ -249,6 +253,58 @@ async def test_bad_arguments(args: dict[str, object], said: str) -> None:
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
     await engine.stop()
+
+
+async def test_a_model_that_cannot_reason_is_refused_a_reasoning_parser() -> None:
+    """Its tokenizer has no tokens around the reasoning; that is known at the start, not at the first request."""
+    engine = make_engine(
+        schema.VllmEngine(args={"max_model_len": 1024, "reasoning_parser": "deepseek_r1"}, kv_cache_gb=0.25)
+    )
+    with pytest.raises(EngineStartError, match="think start/end tokens"):
+        await engine.start(lambda _: None)
+    await engine.stop()
+
+
+async def test_reasoning(tmp_path: Path) -> None:
+    """The parser tells what stands before the end of the reasoning from the answer; what is no chat goes unparsed."""
+    args = SETTINGS.args | {
+        "tool_call_parser": None,
+        "reasoning_parser": "deepseek_r1",
+        "structured_outputs_config": {"backend": "xgrammar", "enable_in_reasoning": True},
+    }
+    model = _thinking_model(tmp_path)
+    engine = VllmEngine(str(model), "demo", schema.VllmEngine(args=args, kv_cache_gb=0.25), 32)
+    try:
+        info = await engine.start(lambda _: None)
+        assert (info.tool_parser, info.reasoning_parser) == (False, True)
+        fields = {"structured_outputs": StructuredOutputs(choice=("well</think>yes",)), "logit_bias": {THINK_END: 100.0}}
+        fields |= {"ignore_eos": False, "max_tokens": 30}
+        request = make_request(make_prompt(20), parsing=OutputParsing(), **fields)
+        outputs = [output async for output in engine.generate(request)]
+        assert "".join(output.reasoning for output in outputs) == "well"
+        assert "".join(output.text for output in outputs) == "yes"
+        whole = await ask(engine, make_request(make_prompt(20), **fields))
+        assert whole.text == "well</think>yes"
+    finally:
+        await engine.stop()
+
+
+def _thinking_model(folder: Path) -> Path:
+    """Return the demo model with its last two tokens around the reasoning."""
+    model = Path(shutil.copytree(model_folder("demo"), folder / "model"))
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    names = {number: name for name, number in vocabulary.items()}
+    for number, name in ((THINK_END - 1, "<think>"), (THINK_END, "</think>")):
+        replaced = names[number]
+        del vocabulary[replaced]
+        vocabulary[name] = number
+        merges = tokenizer["model"]["merges"]
+        tokenizer["model"]["merges"] = [merge for merge in merges if "".join(merge) != replaced and replaced not in merge]
+        plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+        tokenizer["added_tokens"].append({"id": number, "content": name, **plain})
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return model
 
 
 async def test_missing_model() -> None:

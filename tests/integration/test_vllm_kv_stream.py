@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -22,7 +23,7 @@ from vllm.distributed.kv_events import (
 from components.engine.kv_translate import EngineCleared, EngineRemoved, EngineStored
 from components.engine.protocol import KvUpdate
 from components.engine.vllm_compat import kv_events
-from components.engine.vllm_kv import QUIET_S, KvStream
+from components.engine.vllm_kv import MAX_BATCHES_A_TURN, QUIET_S, KvStream
 from components.wire.block_hash import block_hashes, root_hash
 from components.wire.kv import KvCleared, KvStored, Tier
 
@@ -99,6 +100,37 @@ async def test_events_come_in_order(listener: Listener) -> None:
     assert all(update.complete for update in listener.updates)
     listener.stream.close()
     await asyncio.wait_for(listening, 1)
+    source.shutdown()
+
+
+async def test_a_backlog_is_taken_in_turns(listener: Listener) -> None:
+    """Whoever else is on the event loop, such as streams of tokens, comes between."""
+    source, turns, seen = publisher(listener), 0, list[int]()
+
+    async def stream_tokens() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def listen() -> None:
+        async for update in listener.stream.updates():
+            listener.updates.append(update)
+            seen.append(turns)
+
+    source.publish(batch(stored(0)))
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        listening = tasks.create_task(listen())
+        await listener.told(OURS[:1])
+        streaming = tasks.create_task(stream_tokens())
+        for index in range(1, 60):
+            source.publish(batch(stored(index)))
+        time.sleep(0.2)  # noqa: ASYNC251 # nobody listens meanwhile, so there is a backlog
+        await listener.told(OURS)
+        listening.cancel()
+        streaming.cancel()
+    assert max(update.events for update in listener.updates) <= MAX_BATCHES_A_TURN
+    assert all(later > earlier for earlier, later in pairwise(seen))
     source.shutdown()
 
 

@@ -29,7 +29,7 @@ _numbers = itertools.count()
 
 def make_request(token_ids: list[int], **fields: Any) -> GenerateRequest:
     """Return a greedy request for 16 tokens; `fields` are those of `Sampling`, or of the request."""
-    of_request = {name: fields.pop(name) for name in ("cache_salt", "replayed_tokens", "tools") if name in fields}
+    of_request = {name: fields.pop(name) for name in ("cache_salt", "replayed_tokens", "parsing") if name in fields}
     return GenerateRequest(
         request_id=f"contract-{next(_numbers)}",
         processor="processor-0",

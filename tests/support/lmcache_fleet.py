@@ -19,6 +19,8 @@ import aiohttp
 
 from components.engine.lmcache_config import coordinator_arguments, server_arguments
 from components.graph.schema import LMCache
+from components.lmcache.contents import Contents, Events
+from components.lmcache.relay import Relay
 from tests.support.edge import free_port
 
 CHUNK = 64
@@ -31,13 +33,22 @@ class Fleet:
 
     Attributes:
         settings: as a graph has them.
+        relay: between server and coordinator, as a graph has it; None without.
+        held: of the chunks that the relay heard of, which can be loaded.
     """
 
-    def __init__(self, checkpoint: Path | None, **changes: Any) -> None:
+    def __init__(self, checkpoint: Path | None, *, relayed: bool, **changes: Any) -> None:
         self.checkpoint = checkpoint
+        self.held: set[int] = set()
+        self._contents = Contents()
         ports = {name: free_port() for name in ("port", "http_port", "coordinator_port")}
         self.settings = LMCache(chunk_tokens=CHUNK, l1_gb=0.002, **ports, **changes)
         self.processes: dict[str, Process] = {}
+        self.relay = Relay(self.coordinator_url, self._hear) if relayed else None
+
+    async def _hear(self, events: Events) -> None:
+        change = self._contents.apply(events.batches)
+        self.held = (self.held | set(change.held)) - set(change.gone)
 
     @property
     def coordinator_url(self) -> str:
@@ -46,7 +57,8 @@ class Fleet:
 
     async def start_server(self) -> None:
         """Start the server, called ``kv``, as a graph on a CPU does."""
-        words = server_arguments(self.settings, "kv", on_cpu=True, can_silence_events=True)
+        url = self.relay.url if self.relay else self.coordinator_url
+        words = server_arguments(self.settings, "kv", url, on_cpu=True, can_silence_events=True)
         await self._start("server", [*words, "--prometheus-port", str(free_port())], self.settings.http_port)
 
     async def start_coordinator(self) -> None:
@@ -71,6 +83,11 @@ class Fleet:
     async def readable(self, tokens: list[int]) -> int:
         """Return how many tokens an engine would load."""
         return CHUNK * int(await self._engine({"do": "lookup", "tokens": tokens}))
+
+    async def names(self, tokens: list[int]) -> list[int]:
+        """Return what workers believe the server calls a prompt's chunks."""
+        found: list[int] = await self._engine({"do": "names", "tokens": tokens})
+        return found
 
     async def _engine(self, command: dict[str, Any]) -> Any:
         process = self.processes["engine"]
@@ -113,16 +130,23 @@ class Fleet:
 
 
 @asynccontextmanager
-async def fleet(checkpoint: Path | None = None, **changes: Any) -> AsyncIterator[Fleet]:
+async def fleet(checkpoint: Path | None = None, *, relayed: bool = False, **changes: Any) -> AsyncIterator[Fleet]:
     """Run a coordinator, a server and an engine; with a file for it, the coordinator keeps there what it knows."""
-    running = Fleet(checkpoint, **changes)
+    running = Fleet(checkpoint, relayed=relayed, **changes)
+    delivering: asyncio.Task[None] | None = None
     try:
+        if running.relay:
+            await running.relay.open()
+            delivering = asyncio.create_task(running.relay.run())
         await asyncio.gather(running.start_coordinator(), running.start_server())
         await running.start_engine()
         yield running
     finally:
         for name in list(running.processes):
             await running.kill(name)
+        if running.relay and delivering:
+            delivering.cancel()
+            await running.relay.close()
 
 
 class _Engine:
@@ -183,6 +207,11 @@ class _Engine:
             self._client.free_lookup_locks(replace(key, end=found * CHUNK), 1).result(timeout=10)
         self._client.end_session(key.request_id).result(timeout=10)
         return int(found)
+
+    def names(self, tokens: list[int]) -> list[int]:
+        from components.engine.lmcache_names import ChunkNames
+
+        return ChunkNames(LMCache(chunk_tokens=CHUNK)).of(tokens)
 
 
 def main() -> None:

@@ -3,13 +3,15 @@
 from collections import Counter
 
 import hypothesis.strategies as st
+import msgspec
 import pytest
 from hypothesis import given, settings
 
-from components.engine.kv_translate import EngineCleared, EngineEvent, EngineHash, EngineRemoved, EngineStored, KvTranslator
+from components.engine.kv_shelves import EngineHash
+from components.engine.kv_translate import EngineCleared, EngineEvent, EngineRemoved, EngineStored, KvTranslator
 from components.engine.protocol import KvUpdate
 from components.wire.block_hash import block_hashes, root_hash
-from components.wire.kv import KvCleared, KvRemoved, KvStored, Tier
+from components.wire.kv import KvChange, KvCleared, KvRemoved, KvStored, Tier
 
 SIZE = 4
 PROMPT = list(range(100, 140))
@@ -121,7 +123,7 @@ def test_old_chunks_of_lmcache_make_room() -> None:
     told(stored(0, 7, tier=tier), stored(0, 0, tier=tier), translator=translator)
     update = told(stored(8, 8, tier=tier), translator=translator)
     assert update.changes == [KvStored([OURS[8]], OURS[7], tier), KvRemoved(OURS[1:3], tier)]
-    assert told(stored(2, 2, tier=tier), translator=translator).orphan_blocks == 1
+    assert told(stored(2, 2, tier=tier), translator=translator).changes == [KvStored([OURS[2]], OURS[1], tier)]
 
 
 def test_what_is_shared_is_withdrawn_even_if_everything_is_cleared_next() -> None:
@@ -140,6 +142,21 @@ def test_larger_blocks_are_several_of_ours() -> None:
     chunks = [EngineStored([n], n - 1 or None, PROMPT[n * 8 - 8 : n * 8], 8, tier=Tier.HOST) for n in (1, 2, 3)]
     update = told(*chunks, EngineRemoved([2], Tier.HOST))
     assert update.changes == [KvStored(OURS[:6], None, Tier.HOST), KvRemoved(OURS[2:4], Tier.HOST)]
+
+
+def test_larger_blocks_are_withdrawn_whole() -> None:
+    """All of ours that lie in them, the first ones too; a second copy of one keeps it until it goes."""
+    chunks = [EngineStored([n], n - 1 or None, PROMPT[n * 8 - 8 : n * 8], 8) for n in (1, 2, 2)]
+    assert told(*chunks, EngineRemoved([1])).changes == [KvStored(OURS[:4], None), KvRemoved(OURS[:2])]
+    assert told(*chunks, EngineRemoved([2])).changes == [KvStored(OURS[:4], None)]
+    translator = KvTranslator("m", SIZE)
+    told(*(msgspec.structs.replace(chunk, tier=Tier.SHARED) for chunk in chunks[:2]), translator=translator)
+    translator.lose()
+    update = translator.take()
+    assert update is not None
+    withdrawn = update.changes[1]
+    assert isinstance(withdrawn, KvRemoved)
+    assert (sorted(withdrawn.blocks), withdrawn.tier) == (sorted(OURS[:4]), Tier.SHARED)
 
 
 def test_partial_blocks_are_ignored() -> None:
@@ -178,6 +195,65 @@ def test_a_restart_begins_anew() -> None:
     translator.restart()
     update = told(stored(0, 0), stored(3, 3), translator=translator)
     assert update == KvUpdate([KvCleared(), KvStored(OURS[:1], None)], 2, orphan_blocks=1)
+
+
+def test_lmcaches_server_has_the_last_word() -> None:
+    """What it evicted is withdrawn, what it stored anew is told again, whoever was quicker; strangers say nothing."""
+    chunks: list[EngineEvent] = [
+        EngineStored([n], n - 1 or None, PROMPT[n * 8 - 8 : n * 8], 8, tier=Tier.SHARED) for n in (1, 2, 3)
+    ]
+    translator = KvTranslator("m", SIZE)
+    told(*chunks, stored(0, 9), translator=translator)
+
+    def server(held: list[int], gone: list[int]) -> list[KvChange]:
+        translator.shared_changed(held, gone)
+        update = translator.take()
+        return update.changes if update else []
+
+    assert server([], [2, 99]) == [KvRemoved(OURS[2:4], Tier.SHARED)]
+    assert server([], [2]) == []
+    assert server([2, 98], []) == [KvStored(OURS[2:4], OURS[1], Tier.SHARED)]
+    assert server([2], []) == []
+    assert server([], [1, 2, 3]) == [KvRemoved(OURS[:6], Tier.SHARED)]
+    assert told(chunks[1], translator=translator).changes == []  # it had no room, or has not spoken yet
+    assert server([2], []) == [KvStored(OURS[2:4], OURS[1], Tier.SHARED)]
+    assert server([1, 4], [3]) == [KvStored(OURS[:2], None, Tier.SHARED)]
+    fourth = EngineStored([4], 3, PROMPT[24:32], 8, tier=Tier.SHARED)
+    assert told(fourth, translator=translator).changes == [KvStored(OURS[6:8], OURS[5], Tier.SHARED)]
+    translator.shared_lost()
+    assert told(chunks[2], translator=translator).changes[-1] == KvStored(OURS[4:6], OURS[3], Tier.SHARED)
+
+
+def test_prompts_are_learned_where_an_engine_does_not_tell_what_it_stores() -> None:
+    """The server's word alone says what is held; a prompt learned again, or longer, changes nothing that is."""
+    translator = KvTranslator("m", SIZE)
+    translator.learn([1, 2, 3], PROMPT[:24])
+    assert translator.take() is None
+
+    def server(held: list[int], gone: list[int]) -> list[KvChange]:
+        translator.shared_changed(held, gone)
+        update = translator.take()
+        return update.changes if update else []
+
+    assert server([1, 2], [3]) == [KvStored(OURS[:4], None, Tier.SHARED)]
+    for chunks in ([1, 2, 3], [1, 2, 3, 4]):
+        translator.learn(chunks, PROMPT[: 8 * len(chunks)])
+    assert server([3, 4], [1]) == [KvRemoved(OURS[:2], Tier.SHARED), KvStored(OURS[4:8], OURS[3], Tier.SHARED)]
+    translator.shared_lost()
+    assert server([1], []) == [KvRemoved(OURS[2:8], Tier.SHARED), KvStored(OURS[:2], None, Tier.SHARED)]
+
+
+def test_chunks_that_are_gone_are_remembered_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the last ones."""
+    monkeypatch.setattr("components.engine.kv_shelves._MAX_GONE", 2)
+    translator = KvTranslator("m", SIZE)
+    told(stored(0, 4, tier=Tier.SHARED), translator=translator)
+    names = [f"engine-{index}".encode() for index in range(5)]
+    translator.shared_changed([], names)
+    translator.shared_changed(names, [])
+    update = translator.take()
+    assert update is not None
+    assert update.changes[-1] == KvStored(OURS[3:5], OURS[2], Tier.SHARED)
 
 
 def test_nonsense_is_refused() -> None:

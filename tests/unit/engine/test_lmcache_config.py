@@ -80,8 +80,9 @@ def test_a_server_reports_to_a_coordinator_where_there_is_one() -> None:
     """Under its own address, in a moment; without one it reports to nobody."""
     alone = server_arguments(LMCache(), "lmcache-0", on_cpu=True, can_silence_events=True)
     assert not any("coordinator" in word for word in alone)
-    words = server_arguments(LMCache(coordinator_port=9300), "lmcache-0", on_cpu=True, can_silence_events=True)
-    assert words[words.index("--coordinator-url") + 1] == "http://127.0.0.1:9300"
+    url = "http://127.0.0.1:9300"
+    words = server_arguments(LMCache(), "lmcache-0", url, on_cpu=True, can_silence_events=True)
+    assert words[words.index("--coordinator-url") + 1] == url
     assert words[words.index("--coordinator-advertise-ip") + 1] == "127.0.0.1"
     assert "--coordinator-event-reporting" in words
 

@@ -44,6 +44,8 @@ def refusal(*overrides: str) -> str:
         ("decode.engine={kind: vllm, max_model_len: 0}", f"{ENGINE}.max_model_len: must be at least 1, or -1"),
         ("decode.engine={kind: vllm, kv_cache_gb: 0}", f"{ENGINE}.kv_cache_gb: must be more than 0, not 0.0"),
         ("decode.gpus=[0]", "components.decode.gpus: is for vLLM; the sim engine uses none"),
+        ("telemetry.otlp_endpoint=collector:4318", "telemetry.otlp_endpoint: must be a URL such as http://127.0.0.1:4318"),
+        ("telemetry.trace_ratio=1.5", "telemetry.trace_ratio: must be 0 to 1, not 1.5"),
         ("supervision.silence_timeout_s=1", "supervision.silence_timeout_s: must be more than 1, statuses come so often"),
         ("decode.replicas=100000", "components.decode.replicas: must be at most 4096, not 100000"),
         ("processor.replicas=4097", "components.processor.replicas: must be at most 4096, not 4097"),

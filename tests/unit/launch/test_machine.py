@@ -8,7 +8,7 @@ import pytest
 
 from components.engine.devices import visible_gpus
 from components.launch.devices import PlanError
-from components.launch.machine import port_holder
+from components.launch.machine import free_port, port_holder
 
 
 @pytest.fixture
@@ -68,3 +68,11 @@ def test_an_address_of_another_machine() -> None:
         port_holder("192.0.2.1", 8181)
     with pytest.raises(PlanError, match=r"http\.host: nowhere\.invalid is no address"):
         port_holder("nowhere.invalid", 8181)
+
+
+def test_a_free_port_can_be_had() -> None:
+    """On an address of this machine; a foreign one is refused with its setting."""
+    port = free_port("127.0.0.1", "lmcache.host")
+    assert port_holder("127.0.0.1", port) is None
+    with pytest.raises(PlanError, match=r"lmcache\.host: cannot listen on 203\.0\.113\.1"):
+        free_port("203.0.113.1", "lmcache.host")

@@ -57,7 +57,7 @@ def disaggregated(**lmcache: Any) -> Graph:
 def test_prefill_workers_and_lmcache() -> None:
     """The server that carries KV comes before the engines, with its two ports and vLLM already imported."""
     plan = make_plan(disaggregated(), CPU)
-    names = ["nats", "processor-0", "router-0", "lmcache-0", "decode-0", "prefill-0"]
+    names = ["nats", "processor-0", "router-0", "lmcache-0", "coordinator-0", "decode-0", "prefill-0"]
     assert [spec.name for spec in plan.processes] == names
     server, prefill = plan.processes[3], plan.processes[-1]
     assert (server.module, server.ports, server.host) == ("components.lmcache", (5555, 5556), "127.0.0.1")
@@ -75,14 +75,16 @@ def test_lmcache_ports_are_checked_like_the_others() -> None:
 
 
 def test_a_coordinator_stands_beside_a_real_lmcache_server() -> None:
-    """Where its port is set; taken ports are refused like the others."""
-    graph = disaggregated(coordinator_port=9300)
-    coordinator = make_plan(graph, CPU).processes[4]
+    """Unless it is turned off; nobody waits for it. A port that is chosen is refused like the others when it is taken."""
+    coordinator = make_plan(disaggregated(coordinator_port=9300), CPU).processes[4]
     assert (coordinator.name, coordinator.module, coordinator.ports) == (
         "coordinator-0",
         "components.lmcache.coordinator",
         (9300,),
     )
+    assert [spec.name for spec in make_plan(disaggregated(), CPU).processes if spec.late] == ["coordinator-0"]
+    alone = make_plan(disaggregated(coordinator=False), CPU).processes
+    assert "coordinator-0" not in [spec.name for spec in alone]
     with pytest.raises(PlanError, match=r"lmcache\.coordinator_port: 8182 is wanted twice"):
         make_plan(disaggregated(coordinator_port=8182), CPU)
 

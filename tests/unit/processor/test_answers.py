@@ -17,13 +17,13 @@ from components.wire.errors import InvalidApiKeyError, InvalidRequestError, NoWo
 from components.wire.http_errors import error_body
 from components.wire.messages import (
     FinishReason,
+    OutputParsing,
     PositionLogprobs,
     Sampling,
     StructuredOutputs,
     TokenDelta,
     TokenLogprob,
     ToolCallDelta,
-    ToolParsing,
 )
 
 LOGPROBS = [
@@ -162,7 +162,7 @@ def test_forced_calls_whole() -> None:
 
 def test_calls_from_the_workers_parser() -> None:
     """Text and calls side by side; without parallel calls only the first one is shown."""
-    made = plan(stream=False, tools=Tooling(parsing=ToolParsing("[]"), parallel=False))
+    made = plan(stream=False, tools=Tooling(parsing=OutputParsing("[]"), parallel=False))
     (sequence,) = sequences(made)
     calls = (ToolCallDelta(0, "call_1", "f"), ToolCallDelta(0, arguments="{}"), ToolCallDelta(1, "call_2", "g", "{}"))
     take(sequence, token_ids=[1], text="Let me see.", tool_calls=calls, finish_reason=FinishReason.STOP)
@@ -170,6 +170,23 @@ def test_calls_from_the_workers_parser() -> None:
     assert choice["message"]["content"] == "Let me see."
     assert [call["function"] for call in choice["message"]["tool_calls"]] == [{"arguments": "{}", "name": "f"}]
     assert choice["finish_reason"] == "tool_calls"
+
+
+def test_reasoning_stands_beside_the_answer() -> None:
+    """In a field of its own, as vLLM's server has it; while there is no answer yet, its content is missing or null."""
+    made = plan(tools=Tooling(parsing=OutputParsing()))
+    (sequence,) = sequences(made)
+    answer = ChatAnswer(made, "1", 99)
+    pieces = [take(sequence, token_ids=[1], reasoning="Well"), take(sequence, token_ids=[2], reasoning=", ", text="Yes")]
+    (choice,) = json.loads(ChatAnswer(made, "1", 99).whole([sequence]))["choices"]
+    assert (choice["message"]["reasoning"], choice["message"]["content"]) == ("Well, ", "Yes")
+    pieces.append(take(sequence, token_ids=[3], text=".", finish_reason=FinishReason.STOP))
+    deltas = [event["choices"][0]["delta"] for event in events(answer.chunks(pieces))]
+    assert deltas == [{"reasoning": "Well"}, {"content": "Yes", "reasoning": ", "}, {"content": "."}]
+    (thinking,) = sequences(made)
+    take(thinking, token_ids=[1], reasoning="Well", finish_reason=FinishReason.LENGTH)
+    (choice,) = json.loads(answer.whole([thinking]))["choices"]
+    assert choice["message"] == {"role": "assistant", "content": None, "refusal": None, "reasoning": "Well"}
 
 
 def test_a_completion_stream() -> None:

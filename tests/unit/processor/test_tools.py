@@ -17,14 +17,14 @@ CALLS = [
 ]
 
 
-def use(**fields: object) -> Tooling:
-    """Return what a chat with `fields` and two tools asks for."""
+def use(reasoning: bool = False, **fields: object) -> Tooling:
+    """Return what a chat with `fields` and two tools asks for, of a model that reasons or not."""
     tools = [
         {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "$defs": {"City": {}}}}},
         {"type": "function", "function": {"name": "time"}},
     ]
     body = {"messages": [{"role": "user", "content": "x"}], "tools": tools} | fields
-    return tooling(parse(msgspec.json.encode(body), ChatRequest))
+    return tooling(parse(msgspec.json.encode(body), ChatRequest), reasoning)
 
 
 def test_required_constrains_to_a_list_of_calls() -> None:
@@ -76,6 +76,18 @@ def test_auto_goes_to_the_workers_parser() -> None:
     assert [tool["function"]["name"] for tool in json.loads(auto.parsing.tools)] == ["weather", "time"]
     assert json.loads(auto.parsing.messages)[0]["content"] == "x"
     assert use(tool_choice="none") == Tooling()
+
+
+def test_reasoning_is_taken_out_whatever_the_tools() -> None:
+    """Of models that reason, every chat answer goes through the worker's parser; without `auto` it looks for no calls."""
+    asked = {"chat_template_kwargs": {"enable_thinking": False}}
+    none, required, auto = (use(True, tool_choice=choice, **asked).parsing for choice in ("none", "required", "auto"))
+    assert none == required
+    assert none is not None
+    assert auto is not None
+    assert (none.tools, json.loads(none.template_variables)) == ("", {"enable_thinking": False})
+    assert (auto.messages, auto.template_variables) == (none.messages, none.template_variables)
+    assert auto.tools
 
 
 def collect(pieces: list[str], named: str | None = None) -> list[ToolCallDelta]:

@@ -13,6 +13,16 @@ def test_less_than_predicted_tells_what_is_missing() -> None:
     assert predictions.check("r", "w", 0) == Missing("lmcache-0", [1, 2], [None, 1])
 
 
+def test_what_was_stored_since_is_not_missing() -> None:
+    """The request that missed it has stored it, and its word came first; what was told before is missing all the same."""
+    predictions = Predictions()
+    predictions.note("other", "w", "lmcache-0", [9], 1)
+    predictions.stored([2, 3])
+    predictions.note("r", "w", "lmcache-0", [1, 2, 3], 3)
+    predictions.stored([3, 4])
+    assert predictions.check("r", "w", 0) == Missing("lmcache-0", [1, 2], [None, 1])
+
+
 def test_as_much_or_more_is_right() -> None:
     """And nothing is kept."""
     predictions = Predictions()

@@ -2,7 +2,7 @@
 
 from components.wire.errors import ErrorCode, ErrorReply
 from components.wire.jobs import FenceKey, Job, JobRecord, JobStatus
-from components.wire.kv import KvBatch, KvCleared, KvRemoved, KvStored, SnapshotChunk, SnapshotRequest, Tier
+from components.wire.kv import ChunksChanged, KvBatch, KvCleared, KvRemoved, KvStored, SnapshotChunk, SnapshotRequest, Tier
 from components.wire.messages import (
     Accepted,
     Cancel,
@@ -14,6 +14,7 @@ from components.wire.messages import (
     MetricFamily,
     MetricSample,
     MetricsReply,
+    OutputParsing,
     PositionLogprobs,
     ProcessState,
     ProcessStatus,
@@ -23,7 +24,6 @@ from components.wire.messages import (
     TokenDelta,
     TokenLogprob,
     ToolCallDelta,
-    ToolParsing,
     WorkerLoad,
     WorkerRole,
     WorkerStatus,
@@ -74,7 +74,8 @@ _SAMPLING = Sampling(
     spaces_between_special_tokens=False,
     structured_outputs=_STRUCTURED,
 )
-_TOOLS = ToolParsing("[]", '"required"', '[{"role": "user", "content": "?"}]')
+_TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+_PARSING = OutputParsing("[]", '[{"role": "user", "content": "?"}]', '{"enable_thinking": false}')
 _LOGPROBS = PositionLogprobs(TokenLogprob(9, " a", -0.5, 1), (TokenLogprob(9, " a", -0.5, 1), TokenLogprob(8, "b", -1.5, 2)))
 _DELTA = TokenDelta(
     request_id="r-0-0",
@@ -89,7 +90,7 @@ _DELTA = TokenDelta(
     error=_ERROR,
 )
 _LOAD = WorkerLoad(3, 1, 0.25, 1000, 640, 200)
-_WORKER = WorkerStatus("demo", 4096, 32, 512, _LOAD, True, WorkerRole.PREFILL, "lmcache-0")
+_WORKER = WorkerStatus("demo", 4096, 32, 512, _LOAD, True, WorkerRole.PREFILL, "lmcache-0", True)
 _CANDIDATE = RouteCandidate(
     "decode-0", Trust.DEGRADED, 10, 12, 3, 480, 4, 1000, 9000, 0.012, 0.001, 0.03, 0.02, 0.005, 0.068, "lmcache-0"
 )
@@ -107,7 +108,7 @@ EXAMPLES: dict[str, Message | ErrorReply] = {
     "DeadLetter": DeadLetter("job-1", "all", "taken 5 times and never finished", 6, 1790000000.5, 1790000100.5, b"\x80"),
     "ErrorReply": _ERROR,
     "GenerateRequest": GenerateRequest(
-        "r-0-0", "processor-0", "demo", [1, 2, 300, 70000], _SAMPLING, 1790000000.5, "salt", 2, _TOOLS
+        "r-0-0", "processor-0", "demo", [1, 2, 300, 70000], _SAMPLING, 1790000000.5, "salt", 2, _PARSING, _TRACE
     ),
     "KvBatch": KvBatch(
         "decode-0",
@@ -116,8 +117,9 @@ EXAMPLES: dict[str, Message | ErrorReply] = {
         [KvStored([11, 2**60 - 1], 10, Tier.HOST), KvRemoved([7, 8], Tier.DISK, [None, 7]), KvCleared()],
     ),
     "SnapshotRequest": SnapshotRequest("s1", "penstock.g.kv_chunks.router-0"),
+    "ChunksChanged": ChunksChanged("lmcache-0", [2**64 - 1], [7]),
     "SnapshotChunk": SnapshotChunk("s1", "decode-0", "a1b2", 3, 1, True, False, [KvStored([11, 12])]),
-    "PrefillJob": PrefillJob("r-0-0", "decode-0", "demo", [1, 2, 300], 1790000000.5, 1790000010.5, "salt"),
+    "PrefillJob": PrefillJob("r-0-0", "decode-0", "demo", [1, 2, 300], 1790000000.5, 1790000010.5, "salt", _TRACE),
     "PrefillProgress": PrefillProgress(
         "r-0-0", "prefill-0", PrefillState.FAILED, 1024, 0.002, 0.25, 0.004, ErrorReply(ErrorCode.INTERNAL, "why")
     ),

@@ -1,4 +1,4 @@
-"""Tool calls out of generated text, by vLLM's own tool parsers.
+"""Tool calls and reasoning out of generated text, by vLLM's own parsers.
 
 Knows vLLM's parser interface, which is the same in 0.26 and 0.32. Imports vLLM.
 """
@@ -12,45 +12,53 @@ from msgspec.structs import replace
 from pydantic import ValidationError
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.parser import ParserManager
+from vllm.reasoning import ReasoningParserManager
 from vllm.tool_parsers import ToolParserManager
 
 from components.engine.protocol import EngineOutput
 from components.wire.errors import InvalidRequestError
-from components.wire.messages import FinishReason, Sampling, StructuredOutputs, ToolCallDelta, ToolParsing
+from components.wire.messages import FinishReason, OutputParsing, Sampling, StructuredOutputs, ToolCallDelta
 
 
 def parser_class(args: Mapping[str, Any], model: str) -> Any:
     """Return the class of vLLM parser that a graph's engine arguments ask for, or None.
 
     Args:
-        args: `tool_call_parser` names the parser, `tool_parser_plugin` a Python file that defines more of them.
+        args: `tool_call_parser` and `reasoning_parser` name parsers, `tool_parser_plugin` and `reasoning_parser_plugin`
+            Python files that define more of them.
         model: for vLLM's advice about certain models.
 
     Raises:
         KeyError, TypeError, ImportError: there is no such parser.
     """
-    name = args.get("tool_call_parser")
-    if not name:
+    tools, reasoning = args.get("tool_call_parser"), args.get("reasoning_parser")
+    if not tools and not reasoning:
         return None
     if plugin := args.get("tool_parser_plugin"):
         ToolParserManager.import_tool_parser(plugin)
-    return ParserManager.get_parser(tool_parser_name=name, enable_auto_tools=True, model_name=model)
+    if plugin := args.get("reasoning_parser_plugin"):
+        ReasoningParserManager.import_reasoning_parser(plugin)
+    return ParserManager.get_parser(tools, reasoning, enable_auto_tools=bool(tools), model_name=model)
 
 
-class ToolParsers:
+class OutputParsers:
     """Makes one parser a request.
 
     Args:
         parser: a class from `parser_class`.
         llm: the engine, for its tokenizer.
+
+    Raises:
+        RuntimeError, ValueError: the model's tokenizer lacks the tokens that the parser goes by.
     """
 
     def __init__(self, parser: Any, llm: Any) -> None:
         self._parser_class = parser
         self._tokenizer = llm.get_tokenizer()
         self._model_config = llm.model_config
+        self._make(None, {})
 
-    def begin(self, tools: ToolParsing) -> "ToolCalls":
+    def begin(self, parsing: OutputParsing) -> "ParsedOutput":
         """Return the parser of one request.
 
         Raises:
@@ -58,18 +66,21 @@ class ToolParsers:
         """
         try:
             request = ChatCompletionRequest(
-                messages=msgspec.json.decode(tools.messages) or [{"role": "user", "content": ""}],
-                tools=msgspec.json.decode(tools.tools),
-                tool_choice=msgspec.json.decode(tools.tool_choice),
+                messages=msgspec.json.decode(parsing.messages) or [{"role": "user", "content": ""}],
+                tools=msgspec.json.decode(parsing.tools) if parsing.tools else None,
+                tool_choice="auto" if parsing.tools else "none",
             )
         except (ValidationError, ValueError) as error:
             raise InvalidRequestError("tools: are not what a tool parser can use", param="tools") from error
-        parser = self._parser_class(self._tokenizer, request.tools, model_config=self._model_config)
-        return ToolCalls(parser, parser.adjust_request(request))
+        parser = self._make(request.tools, msgspec.json.decode(parsing.template_variables))
+        return ParsedOutput(parser, parser.adjust_request(request))
+
+    def _make(self, tools: Any, variables: dict[str, Any]) -> Any:
+        return self._parser_class(self._tokenizer, tools, chat_template_kwargs=variables, model_config=self._model_config)
 
 
-class ToolCalls:
-    """The tool calls of one request.
+class ParsedOutput:
+    """The output of one request, taken apart.
 
     Args:
         parser: a vLLM parser, which keeps state from delta to delta.
@@ -86,12 +97,13 @@ class ToolCalls:
         structured = sampling.structured_outputs
         if structured is None and wanted is not None:
             structured = StructuredOutputs(json_schema=_text(wanted.json), structural_tag=_text(wanted.structural_tag))
-        return replace(sampling, skip_special_tokens=self._request.skip_special_tokens, structured_outputs=structured)
+        skip = sampling.skip_special_tokens and self._request.skip_special_tokens
+        return replace(sampling, skip_special_tokens=skip, structured_outputs=structured)
 
     async def parse(
         self, prompt: list[int], outputs: AsyncGenerator[EngineOutput, None]
     ) -> AsyncGenerator[EngineOutput, None]:
-        """Yield `outputs` with the tool calls taken out of their text; a `stop` after a call becomes `tool_calls`."""
+        """Yield `outputs` with calls and reasoning taken out of their text; a `stop` after a call becomes `tool_calls`."""
         called = False
         async with aclosing(outputs):
             async for output in outputs:
@@ -103,8 +115,8 @@ class ToolCalls:
                 called = called or bool(calls)
                 if called and reason is FinishReason.STOP:
                     reason = FinishReason.TOOL_CALLS
-                text = (delta.content or "") if delta else ""
-                yield replace(output, text=text, tool_calls=calls, finish_reason=reason)
+                text, reasoning = (delta.content or "", delta.reasoning or "") if delta else ("", "")
+                yield replace(output, text=text, tool_calls=calls, reasoning=reasoning, finish_reason=reason)
 
 
 def _text(value: Any) -> str | None:
