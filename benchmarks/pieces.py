@@ -100,7 +100,7 @@ PIECES = (
     Piece(
         "serve",
         "one real vLLM worker, and a graph's start: penstock, vLLM's own server",
-        300,
+        360,
         lambda effort: ["benchmarks.serve", "--rounds", effort.rounds_or(1)],
         readings.serve,
         needs="vllm",

@@ -111,7 +111,7 @@ def _bare_async_llm(model: str) -> float:
     """RSS in MiB of a process that does nothing but serve a few requests through AsyncLLM."""
     argv = [sys.executable, "-m", "benchmarks.bare_async_llm", model]
     out = subprocess.run(argv, env={**os.environ, **QUIET}, capture_output=True, text=True, check=True)
-    return float(out.stdout.split("RSS")[-1]) / MIB
+    return float(out.stdout.split("RSS")[-1].split()[0]) / MIB  # vLLM may say more after it
 
 
 def _quartiles(values: list[float]) -> str:
