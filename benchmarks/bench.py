@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.findings import Outcome, number, text_of
-from benchmarks.peers import PEERS, PeerError
+from benchmarks.peers import FOLDER, PEERS, PeerError
 from benchmarks.pieces import PIECES, Effort, Piece, missing
 from benchmarks.report import machine, show
 from benchmarks.servers import QUIET
@@ -31,7 +31,7 @@ _GRACE_S = 15
 def run_piece(piece: Piece, effort: Effort, folder: Path) -> Outcome:
     """Run one piece in processes of its own and return how it ended; it leaves ``PIECE.json`` in `folder`."""
     argv = [sys.executable, "-m", *piece.arguments(effort)]
-    command = shlex.join(["python", *argv[1:]])
+    command = shlex.join(["python", *argv[1:]]).replace(str(FOLDER), FOLDER.name)
     if why := missing(piece.needs):
         return Outcome(piece.name, command, failure=f"not run: {why}")
     began = time.perf_counter()

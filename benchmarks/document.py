@@ -21,17 +21,26 @@ rounds each piece ran; figures of different pieces may come from different minut
 piece, in turns, on the same cores as their client. `penstock bench --list` says what each piece compares; docs/log.md has
 the experiments around them.
 """
+_MOST_PLOTTED = 12
 _VERDICT = {True: "reached", False: "**missed**", None: "not measured"}
 
 
-def page(outcomes: list[Outcome], plots: dict[str, str]) -> str:
+def page(outcomes: list[Outcome], plots: dict[str, str], note: str = "") -> str:
     """Return the page.
 
     Args:
         outcomes: in the order of the page.
         plots: by piece, the file of its plot, relative to the page.
+        note: what a reader must know of this run.
     """
-    parts = [HEAD, *_machine(outcomes), "## Goals\n", _goals(outcomes), *_shortfalls(outcomes)]
+    parts = [
+        HEAD,
+        *_machine(outcomes),
+        *([note + "\n"] if note else []),
+        "## Goals\n",
+        _goals(outcomes),
+        *_shortfalls(outcomes),
+    ]
     compares = {piece.name: piece.compares for piece in PIECES}
     for outcome in outcomes:
         parts.append(
@@ -79,17 +88,16 @@ def _goals(outcomes: list[Outcome]) -> str:
 
 def _shortfalls(outcomes: list[Outcome]) -> Iterable[str]:
     """Yield what is not reached, and why."""
-    found: list[tuple[str, Goal]] = [
-        (outcome.piece, goal)
-        for outcome in outcomes
-        for goal in (outcome.findings.goals if outcome.findings else ())
-        if not goal.reached
-    ]
+    found: dict[tuple[str, str], list[Goal]] = {}
+    for outcome in outcomes:
+        for goal in outcome.findings.goals if outcome.findings else ():
+            if not goal.reached:
+                found.setdefault((outcome.piece, goal.why_not or "see docs/log.md"), []).append(goal)
     if not found:
         return
     yield "Not reached, and why:\n"
-    for piece, goal in found:
-        yield f"- {piece}, {goal.name}: {goal.why_not or 'see docs/log.md'}."
+    for (piece, why), goals in found.items():
+        yield f"- {piece}, {'; '.join(goal.name for goal in goals)}: {why}."
     yield ""
 
 
@@ -124,7 +132,7 @@ def plot(outcomes: list[Outcome], folder: Path) -> dict[str, str]:
         if not compared:
             continue
         draw = control_plane if outcome.piece == "control-plane" else pairs
-        draw(compared, folder / f"{outcome.piece}.svg")
+        draw(compared[:_MOST_PLOTTED] if draw is pairs else compared, folder / f"{outcome.piece}.svg")
         drawn[outcome.piece] = f"{folder.name}/{outcome.piece}.svg"
     return drawn
 
@@ -134,11 +142,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, default=RESULTS, metavar="DIR")
     parser.add_argument("--docs", type=Path, default=Path("docs"), metavar="DIR")
+    parser.add_argument("--note", default="", help="what a reader must know of this run")
     asked = parser.parse_args()
     paths = [path for piece in PIECES if (path := asked.json / f"{piece.name}.json").exists()]
     outcomes = [msgspec.json.decode(path.read_bytes(), type=Outcome) for path in paths]
     plots = plot(outcomes, asked.docs / "benchmarks")
-    (asked.docs / "benchmarks.md").write_text(page(outcomes, plots))
+    (asked.docs / "benchmarks.md").write_text(page(outcomes, plots, asked.note))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,15 @@ from matplotlib import pyplot as plt
 from benchmarks.findings import Figure, spread_of
 
 mpl.use("svg")
-mpl.rcParams.update({"svg.hashsalt": "penstock", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False})
+mpl.rcParams.update(
+    {
+        "svg.hashsalt": "penstock",
+        "svg.fonttype": "none",
+        "font.size": 8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+)
 _COLOURS = ("#1f6f8b", "#d1495b", "#edae49", "#66a182", "#8d96a3")
 
 
