@@ -106,7 +106,8 @@ def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
 
 def number(value: float) -> str:
     """Return `value` with about three digits, as tables show it."""
-    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 0.1 else 4
+    size = abs(value)
+    digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 or not value else 3 if size >= 0.1 else 4
     return f"{value:,.{digits}f}"
 
 

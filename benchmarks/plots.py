@@ -1,10 +1,12 @@
 """Plots of the benchmark's figures, as SVG. The same figures give the same bytes."""
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
+from matplotlib.ticker import ScalarFormatter
 
 from benchmarks.findings import Figure, spread_of
 
@@ -31,8 +33,9 @@ def control_plane(figures: list[Figure], path: Path) -> None:
             _bars(axes[row][column], cells, [figure.name.split(", ")[2] for figure in cells])
             axes[row][column].set_title(f"{what} ({cells[0].unit}), {way}")
             axes[row][column].set_yscale("log")
-    axes[0][0].legend(frameon=False)
-    _save(plot, path)
+            axes[row][column].yaxis.set_major_formatter(ScalarFormatter())
+            axes[row][column].yaxis.set_minor_formatter(ScalarFormatter())
+    _save(plot, path, axes[0][0])
 
 
 def pairs(figures: list[Figure], path: Path) -> None:
@@ -46,9 +49,8 @@ def pairs(figures: list[Figure], path: Path) -> None:
             continue
         figure = figures[index]
         _bars(axis, [figure], [""])
-        axis.set_title(f"{figure.name}\n({figure.unit})", fontsize=6)
-    axes[0][0].legend(frameon=False, fontsize=6)
-    _save(plot, path)
+        axis.set_title(textwrap.fill(f"{figure.name} ({figure.unit})", 36), fontsize=7)
+    _save(plot, path, axes[0][0])
 
 
 def _bars(axis: Any, figures: list[Figure], labels: list[str]) -> None:
@@ -65,7 +67,10 @@ def _bars(axis: Any, figures: list[Figure], labels: list[str]) -> None:
     axis.set_xticks(range(len(labels)), labels)
 
 
-def _save(plot: Any, path: Path) -> None:
-    plot.tight_layout()
+def _save(plot: Any, path: Path, named: Any) -> None:
+    """Write the plot, with one legend for all its parts, which are coloured as the `named` one."""
+    handles, labels = named.get_legend_handles_labels()
+    plot.legend(handles, labels, loc="upper center", ncols=len(labels), frameon=False)
+    plot.tight_layout(rect=(0, 0, 1, 0.95))
     plot.savefig(path, metadata={"Date": None})
     plt.close(plot)

@@ -31,7 +31,7 @@ def index(raw: dict[str, Any]) -> Findings:
         _goal("lookup, 4,096 blocks, 8 workers", by_name["lookup workers=8 size=4096 all"][OURS], "at most", 10, "us"),
         _against("lookup against RadixTree, times as fast", hit.get("dynamo", []), hit[OURS], 8),
         _goal("lookup, 512 blocks, 256 workers that end everywhere", ends[OURS], "at most", 50, "us", _ENDS),
-        _goal("ingest", by_name["ingest workers=8 blocks=131072 event_blocks=64"][OURS], "at least", 4, "M blocks/s"),
+        _goal("ingest", by_name["ingest workers=8 blocks=131072 event_blocks=64"][OURS], "at least", 4, "M blocks/s", _BUSY),
         _goal("8,192 tokens hashed", by_name["hash tokens=8192 block_size=32"][OURS], "at most", 300, "us"),
         _goal(
             "decision, 8 workers, 512 blocks", by_name["decision, 8 workers, 512 blocks: p50"][OURS], "at most", 100, "us"
@@ -198,7 +198,7 @@ def jobs(raw: dict[str, Any]) -> Findings:
         _goal("accepted durably", raw["single"], "at least", 2000, "jobs/s"),
         _goal("until inference begins: p50", [quantiles["p50"]], "at most", 10, "ms"),
         _goal("until inference begins: p99", [quantiles["p99"]], "at most", 100, "ms"),
-        _goal("through 4 workers", raw["through"], "at least", 500, "jobs/s"),
+        _goal("through 4 workers", raw["through"], "at least", 500, "jobs/s", _CLIENT),
     ]
     return Findings(figures, goals)
 
@@ -224,6 +224,8 @@ _HOPS = (
 )
 _GITHUB = "production-stack's router is on GitHub only, which this machine does not reach; docs/log.md has an older figure"
 _ENDS = "512 look-ups in a dict take 20 us of it, differences of 256-bit masks and their names the rest"
+_BUSY = "on a busy machine; docs/log.md has 8.56 on a quiet one"
+_CLIENT = "most of a job is the worker's HTTP request to the engine; docs/log.md has 580 on a quieter machine"
 _NOISE = "the engine is the limit; around 1 it is the machine's noise"
 
 

@@ -34,7 +34,8 @@ def test_a_goal_is_reached_missed_or_unknown(value: float | None, sense: str, re
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(12345.6, "12,346"), (99.44, "99.4"), (1.234, "1.23"), (0.01234, "0.0123"), (0.0, "0.0000")]
+    ("value", "text"),
+    [(12345.6, "12,346"), (99.44, "99.4"), (1.234, "1.23"), (0.01234, "0.0123"), (0.998, "0.998"), (0.0, "0.00")],
 )
 def test_a_number_has_about_three_digits(value: float, text: str) -> None:
     """Neither more than was measured, nor less than is needed."""
