@@ -6,7 +6,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks.findings import Figure, spread_of
 
@@ -33,8 +33,9 @@ def control_plane(figures: list[Figure], path: Path) -> None:
             _bars(axes[row][column], cells, [figure.name.split(", ")[2] for figure in cells])
             axes[row][column].set_title(f"{what} ({cells[0].unit}), {way}")
             axes[row][column].set_yscale("log")
-            axes[row][column].yaxis.set_major_formatter(ScalarFormatter())
-            axes[row][column].yaxis.set_minor_formatter(ScalarFormatter())
+            axes[row][column].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes[row][column].yaxis.set_major_formatter("{x:g}")
+            axes[row][column].yaxis.set_minor_locator(NullLocator())
     _save(plot, path, axes[0][0])
 
 
