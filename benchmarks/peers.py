@@ -2,7 +2,8 @@
 
     python -m benchmarks.peers [NAME…]     # install them; what is there already stays
 
-Everything listens on loopback only. Environments live in `.peers/` of the checkout, or in the folder PENSTOCK_PEERS names.
+Everything listens on loopback only, but for the event sockets of Dynamo's mocker, which know no other address than all.
+Environments live in `.peers/` of the checkout, or in the folder PENSTOCK_PEERS names.
 """
 
 import argparse
@@ -147,7 +148,8 @@ def _until_registered(store: Path, workers: int) -> None:
 def sglang_router(_: Path) -> Iterator[System]:
     """Run SGLang's router in front of one mock worker."""
     SGLANG_ROUTER.install()
-    words = ["-m", "sglang_router.launch_router", "--prometheus-port", str(free_port()), "--log-level", "error"]
+    words = ["-m", "sglang_router.launch_router", "--prometheus-host", "127.0.0.1", "--prometheus-port", str(free_port())]
+    words += ["--log-level", "error"]
     with _proxy(SGLANG_ROUTER, words, "--worker-urls") as system:
         yield system
 
