@@ -1,7 +1,6 @@
-"""A fixed time for a list of measurements: what no longer fits is left out, and every result is on disk as soon as it is there."""
+"""A fixed time for a list of measurements: what no longer fits is left out; results are on disk as they come."""
 
 import json
-import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -72,7 +71,7 @@ class Journal:
         known = {"machine": self._machine, **self.facts, "results": self.results, "not_measured": self.not_measured}
         beside = self.path.with_suffix(".part")
         beside.write_text(json.dumps(known, indent=1) + "\n")
-        os.replace(beside, self.path)
+        beside.replace(self.path)
 
 
 def carry_out(pieces: Sequence[Piece], budget: Budget, journal: Journal, say: Callable[[str], None] = print) -> None:

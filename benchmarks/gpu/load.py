@@ -39,7 +39,7 @@ class Request(msgspec.Struct, frozen=True):
 
 
 async def open_loop(url: str, requests: Sequence[Request], limit_s: float) -> list[Answer]:
-    """Send each request when it is due, whatever became of the others; what takes longer than `limit_s` in all has failed."""
+    """Send each request when it is due, whatever became of the others; what is not there after `limit_s` has failed."""
     bodies = [request.body() for request in requests]
     async with _session() as session:
         began = time.perf_counter()

@@ -3,12 +3,12 @@
     python -m benchmarks.gpu.many --gpus 2 --model /tmp/m8b --trace SLICE.jsonl --peers PEERS --minutes 3 --out DIR
     python -m benchmarks.gpu.many --gpus 4 …
 
-Routing: conversations out of a trace, replayed within a window at rising load, cold caches each time: penstock's kv policy and
-round robin on the same workers (only the router is exchanged), the peers' routers before vLLM's own servers, one engine of
-each kind a GPU. Disaggregation: short chats and long prompts at random, on all workers of that fleet, and on half of the
-engines with the other half as prefill workers. A piece that no longer fits into `--minutes` is left out; the order is that of the
-list in `plan`: the second load with all policies, disaggregation, the first load, the third. Without GPUs (vLLM's CPU build)
-the same runs in small with the demo model; that shows that the script works, and no more.
+Routing: conversations out of a trace, replayed within a window at rising load, cold caches each time: penstock's kv policy
+and round robin on the same workers (only the router is exchanged), the peers' routers before vLLM's own servers, one engine
+of each kind a GPU. Disaggregation: short chats and long prompts at random, on all workers of that fleet, and on half of the
+engines with the other half as prefill workers. A piece that no longer fits into `--minutes` is left out; the order is that
+of the list in `plan`: the second load with all policies, disaggregation, the first load, the third. Without GPUs (vLLM's
+CPU build) the same runs in small with the demo model; that shows that the script works, and no more.
 """
 
 import argparse
@@ -141,9 +141,8 @@ def engines(stand: Stand, count: int, *, fleet: bool, servers: bool, disagg: boo
             stand.servers = {command.url: events for command, events in made}
             commands += [command for command, _ in made]
         if disagg:
-            command, stand.disagg_url = disaggregated(
-                stand.host, max(count // 2, 1), max(count // 2, 1), stand.logs, stand.size.l1_gib
-            )
+            half = max(count // 2, 1)
+            command, stand.disagg_url = disaggregated(stand.host, half, half, stand.logs, stand.size.l1_gib)
             commands.append(command)
         runnings = stack.enter_context(started(commands, stand.logs, stand.start_s))
         stand.ready_s |= {running.command.name: round(running.ready_s, 1) for running in runnings}
@@ -242,24 +241,12 @@ def report(journal: Journal) -> None:
         for kind in [kind for kind in ("all", "short", "long") if "ttft_ms" in found.get(kind, {})]:
             each = found[kind]
             ttft, itl = each["ttft_ms"], each["itl_ms"]
-            rows.append(
-                [name, kind, f"{each['requests']} ({each['failed']})", *(f"{ttft[key]:.0f}" for key in ("mean", "p50", "p99")),
-                 f"{itl.get('p50', 0):.1f}", f"{itl.get('p99', 0):.1f}", f"{each['output_tokens_per_s']:.0f}",
-                 f"{each['goodput_per_s']:.1f}", f"{found['hit_rate']}"]
-            )  # fmt: skip
-    columns = [
-        "piece",
-        "of",
-        "requests (failed)",
-        "TTFT ms: mean",
-        "p50",
-        "p99",
-        "ITL ms: p50",
-        "p99",
-        "tokens/s",
-        "goodput/s",
-        "hits",
-    ]
+            rows.append([name, kind, f"{each['requests']} ({each['failed']})"])
+            rows[-1] += [f"{ttft[key]:.0f}" for key in ("mean", "p50", "p99")]
+            rows[-1] += [f"{itl.get('p50', 0):.1f}", f"{itl.get('p99', 0):.1f}", f"{each['output_tokens_per_s']:.0f}"]
+            rows[-1] += [f"{each['goodput_per_s']:.1f}", f"{found['hit_rate']}"]
+    columns = ["piece", "of", "requests (failed)", "TTFT ms: mean", "p50", "p99"]
+    columns += ["ITL ms: p50", "p99", "tokens/s", "goodput/s", "hits"]
     show("Several GPUs", columns, rows)
     show("Not measured", ["piece", "why"], [[name, why[:200]] for name, why in journal.not_measured.items()])
 

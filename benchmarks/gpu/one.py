@@ -1,12 +1,12 @@
-"""One GPU: what penstock costs beside bare vLLM, and how near a mix of hits and misses comes to what the engine alone can do.
+"""One GPU: what penstock costs beside bare vLLM, and how near a mix of hits and misses comes to the engine's floor.
 
     python -m benchmarks.gpu.one --model /tmp/m8b --minutes 3 --out DIR
 
-penstock (processor, router with the kv policy, one worker) and vLLM's own server share the GPU, are up at the same time, have
-the same engine arguments, and take turns under the same client. Pieces, in this order; what no longer fits is left out:
-overhead (TTFT and ITL, one request at a time), mix (new prompts and repeated ones, one and four at a time, against the floor:
-the TTFT of the same kind at bare vLLM, one at a time, in the shares of the mix), load (32 at once: tokens a second, ITL). On
-a CPU (vLLM's CPU build) the same runs in small with the demo model.
+penstock (processor, router with the kv policy, one worker) and vLLM's own server share the GPU, are up at the same time,
+have the same engine arguments, and take turns under the same client. Pieces, in this order; what no longer fits is left
+out: overhead (TTFT and ITL, one request at a time), mix (new prompts and repeated ones, one and four at a time, against the
+floor: the TTFT of the same kind at bare vLLM, one at a time, in the shares of the mix), load (32 at once: tokens a second,
+ITL). On a CPU (vLLM's CPU build) the same runs in small with the demo model.
 """
 
 import random
@@ -30,7 +30,6 @@ from benchmarks.report import show
 from benchmarks.servers import free_port
 
 _GOAL = figures.Goal(1.0, 0.025)
-_PAUSE_S = 5.0
 
 
 @dataclass(frozen=True)

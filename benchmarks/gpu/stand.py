@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,7 @@ def started(commands: Sequence[Command], logs: Path, limit_s: float) -> Iterator
     runnings: list[Running] = []
     try:
         for command in commands:
-            runnings.append(Running(command, logs))
+            runnings += [Running(command, logs)]  # one by one: what is started is stopped, even if the next cannot start
         await_ready(runnings, limit_s)
         yield runnings
     finally:
@@ -265,6 +265,8 @@ def disaggregated(host: Host, decode: int, prefill: int, logs: Path, l1_gib: flo
     """Return a whole graph with prefill workers, and the URL of its endpoint."""
     port = free_port()
     graph = "disagg_router.yaml" if host.on_cpu else "gpu_disagg_4.yaml"
+    if not host.on_cpu:  # the third engine on its GPU
+        host = replace(host, engine=host.engine | {"kv_cache_memory_bytes": 16 * 2**30})
     settings = [*host.settings(), f"http.port={port}", f"decode.replicas={decode}", f"prefill.replicas={prefill}"]
     settings += [f"router.http_port={free_port()}", f"lmcache.port={free_port()}", f"lmcache.http_port={free_port()}"]
     settings += [f"lmcache.l1_gb={l1_gib}", "processor.replicas=1"]

@@ -63,8 +63,8 @@ def prompt_tokens(arrival: Arrival, scale: float) -> int:
 def take_sessions(arrivals: Sequence[Arrival], requests: int, longest: int, seed: int = 0) -> list[Arrival]:
     """Return about so many requests as whole conversations, in their order; prompts longer than `longest` are left out.
 
-    A conversation is what shares the second hash id (all of a Mooncake trace share the first, a system prompt). Conversations
-    are drawn at random; a larger sample of the same seed holds the smaller ones.
+    A conversation is what shares the second hash id (all of a Mooncake trace share the first, a system prompt).
+    Conversations are drawn at random; a larger sample of the same seed holds the smaller ones.
     """
     sessions: dict[int, list[Arrival]] = {}
     for arrival in arrivals:

@@ -1,0 +1,1 @@
+"""Unit tests of benchmarks: what they compute, not what they measure."""
