@@ -11,12 +11,11 @@ of the list in `plan`: the second load with all policies, disaggregation, the fi
 CPU build) the same runs in small with the demo model; that shows that the script works, and no more.
 """
 
-import argparse
 import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +23,10 @@ import uvloop
 
 from benchmarks.gpu import figures, options, traffic
 from benchmarks.gpu.budget import Budget, Journal, Piece, carry_out
+from benchmarks.gpu.host import Host
 from benchmarks.gpu.load import Request, cache_counters, open_loop
-from benchmarks.gpu.stand import (
-    PEERS,
-    Fleet,
-    Host,
-    disaggregated,
-    nats_server,
-    peer,
-    started,
-    vllm_server,
-)
+from benchmarks.gpu.process import started
+from benchmarks.gpu.stand import PEERS, Fleet, disaggregated, nats_server, peer, vllm_server
 from benchmarks.replay import read_trace
 from benchmarks.report import show
 
@@ -283,7 +275,7 @@ def main() -> None:
     host = options.host(chosen, chosen.gpus, GPU.kv_gib)
     size = CPU if host.on_cpu else GPU
     if chosen.window_s:
-        size = _resized(size, chosen)
+        size = replace(size, window_s=chosen.window_s)
     trace = read_trace(chosen.trace, None, None)
     journal = Journal(options.results_file(chosen), options.facts(chosen, host, size=vars(size) | {"goal": str(size.goal)}))
     with options.log_folder(chosen) as logs:
@@ -296,12 +288,6 @@ def main() -> None:
             print(error, file=sys.stderr)
     journal.write()
     report(journal)
-
-
-def _resized(size: Size, chosen: argparse.Namespace) -> Size:
-    from dataclasses import replace
-
-    return replace(size, window_s=chosen.window_s)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,10 @@ import uvloop
 
 from benchmarks.gpu import figures, options
 from benchmarks.gpu.budget import Budget, Journal, Piece, carry_out
+from benchmarks.gpu.host import Host
 from benchmarks.gpu.load import Request, closed_loop
-from benchmarks.gpu.stand import Host, penstock, started, vllm_server
+from benchmarks.gpu.process import started
+from benchmarks.gpu.stand import penstock, vllm_server
 from benchmarks.gpu.traffic import Writer
 from benchmarks.report import show
 from benchmarks.servers import free_port
@@ -81,7 +83,9 @@ class Sides:
         Raises:
             RuntimeError: one has failed.
         """
-        answers = uvloop.run(closed_loop(self.urls[name], requests, concurrency, 60 * self.size.second_s))
+        answers: list[figures.Answer] = uvloop.run(
+            closed_loop(self.urls[name], requests, concurrency, 60 * self.size.second_s)
+        )
         if failed := [answer.error for answer in answers if answer.error]:
             raise RuntimeError(f"{name}: {len(failed)} of {len(answers)} requests failed: {failed[0]}")
         return answers

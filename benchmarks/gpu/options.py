@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.stand import Host, this_host
+from benchmarks.gpu.host import Host, this_host
 from components.model.demo import demo_model
 
 
@@ -30,7 +30,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 def host(options: argparse.Namespace, gpus: int, kv_gib: float) -> Host:
-    """Return the machine; see `stand.this_host`."""
+    """Return the machine; see `this_host`."""
     return this_host(options.model or demo_model(), gpus, kv_gib, options.engine)
 
 

@@ -23,7 +23,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.gpu import options
 from benchmarks.gpu.budget import Budget, Journal, Piece, carry_out
-from benchmarks.gpu.stand import Command, Host, penstock, started, vllm_server
+from benchmarks.gpu.host import Host
+from benchmarks.gpu.process import Command, started
+from benchmarks.gpu.stand import penstock, vllm_server
 from benchmarks.gpu.traffic import Writer
 from benchmarks.servers import free_port
 from components.engine.lmcache_config import connector_config, server_arguments

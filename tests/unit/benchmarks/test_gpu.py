@@ -1,6 +1,7 @@
 """What the GPU scripts decide and compute without an engine: what fits, what was seen, what is asked."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,15 @@ import pytest
 from benchmarks.gpu import figures, traffic
 from benchmarks.gpu.budget import Budget, Journal, Piece, SkippedError, carry_out
 from benchmarks.gpu.figures import Answer, Goal
-from benchmarks.gpu.stand import flags, peer
+from benchmarks.gpu.host import ON_GPU, Host
+from benchmarks.gpu.process import Command, started
+from benchmarks.gpu.stand import Fleet, disaggregated, flags, peer
 from benchmarks.replay import Arrival
+from components.engine.vllm_args import mistaken_arg
+from components.graph.load import load_graph
+from components.graph.schema import VllmEngine
+from components.launch.devices import Machine
+from components.launch.plan import make_plan
 from components.model.demo import demo_model
 
 GOAL = Goal(ttft_s=0.5, tpot_s=0.02)
@@ -234,3 +242,40 @@ def test_a_peer_that_is_not_there_is_skipped(tmp_path: Path) -> None:
     """With the reason."""
     with pytest.raises(SkippedError, match="vllm_router is not in"):
         peer("vllm-router/cache_aware", {"http://127.0.0.1:1": ""}, tmp_path)
+
+
+@pytest.mark.parametrize("gpus", [2, 4])
+def test_all_graphs_suit_a_gpu_machine(gpus: int, tmp_path: Path) -> None:
+    """Every part is a graph that can be planned there, and each engine gets its GPU."""
+    names = tuple(str(index) for index in range(gpus))
+    host = Host(names, demo_model(), ON_GPU | {"kv_cache_memory_bytes": 2**30})
+    fleet = Fleet(host, gpus, tmp_path, "nats://127.0.0.1:4222")
+    disagg, _ = disaggregated(host, gpus // 2, gpus // 2, tmp_path, 24)
+    used = {}
+    for command in (fleet.workers(), fleet.router("round_robin"), disagg):
+        words = list(command.argv)
+        graph = load_graph(Path(words[4]), words[6::2])
+        engine = graph.components.decode.engine if graph.components.decode else None
+        assert isinstance(engine, VllmEngine)
+        assert mistaken_arg(engine.args) is None
+        plan = make_plan(graph, Machine(gpus=names))
+        used[command.name] = {process.name: process.gpus for process in plan.processes if process.gpus}
+    assert used["penstock-round_robin"] == {}
+    assert [gpu for place in used["penstock-workers"].values() for gpu in place] == list(names)
+    assert sorted(gpu for place in used["penstock-disagg"].values() for gpu in place) == list(names)
+
+
+def test_a_program_is_waited_for_and_ends_with_all_it_started(tmp_path: Path) -> None:
+    """One that ignores being asked, too; one that dies is an error with its last words."""
+    code = (
+        "import subprocess, time; subprocess.Popen(['sleep', '60']); print('is ready after 1 s', flush=True); time.sleep(60)"
+    )
+    with started([Command("sleeper", [sys.executable, "-c", code], "", "")], tmp_path, 20) as (running,):
+        assert running.ready_s > 0
+        family = running.family()
+        assert len(family) == 2
+    assert not any(process.is_running() for process in family)
+    with pytest.raises(RuntimeError, match="dies ended with 3: last words"):
+        code = "import sys; print('last words'); sys.exit(3)"
+        with started([Command("dies", [sys.executable, "-c", code], "", "")], tmp_path, 20):
+            pass
