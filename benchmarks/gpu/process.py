@@ -18,6 +18,7 @@ import psutil
 from benchmarks.servers import QUIET
 
 _READY = "is ready after"
+_GONE_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,16 @@ class Running:
             self._process.send_signal(signal.SIGTERM)
 
     def stop(self, grace_s: float = 10.0) -> None:
-        """End it and all it has started; what is left after `grace_s` is killed."""
+        """End it, and kill it after `grace_s`; what it has started and left behind is killed at once."""
         family = self.family()
         self.ask_to_stop()
-        _, left = psutil.wait_procs(family, grace_s)
-        for process in left:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(grace_s)
+        for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self._process.wait()
+        psutil.wait_procs(family, _GONE_S)
 
     def family(self) -> list[psutil.Process]:
         """Return its process and all that it has started, as long as they live."""
