@@ -60,10 +60,12 @@ class Host:
         engine = {"kind": "vllm", **self.engine}
         return [f"model={self.model}", f"served_model_name={MODEL}", f"decode.engine={json.dumps(engine)}"]
 
-    def place(self, index: int) -> dict[str, str]:
-        """Return the variables that keep engine `index` of several on its device."""
+    def place(self, index: int, engines: int) -> dict[str, str]:
+        """Return the variables that keep engine `index` of several on its device; one alone has all cores."""
         if self.gpus:
             return {"CUDA_VISIBLE_DEVICES": self.gpus[index]}
+        if engines == 1:
+            return {}
         cores = sorted(os.sched_getaffinity(0))
         return {"VLLM_CPU_OMP_THREADS_BIND": str(cores[index % len(cores)])}
 

@@ -129,7 +129,7 @@ def engines(stand: Stand, count: int, *, fleet: bool, servers: bool, disagg: boo
             stand.fleet = Fleet(stand.host, count, stand.logs, url, **token)
             commands.append(stand.fleet.workers())
         if servers:
-            made = [vllm_server(stand.host, index, events=True) for index in range(count)]
+            made = [vllm_server(stand.host, index, count, events=True) for index in range(count)]
             stand.servers = {command.url: events for command, events in made}
             commands += [command for command, _ in made]
         if disagg:

@@ -198,7 +198,7 @@ def both(host: Host, logs: Path, start_s: float, ready_s: dict[str, float]) -> I
     """Run vLLM's own server and penstock on one device; yields name → URL."""
     port = free_port()
     settings = [*host.settings(), f"http.port={port}", f"router.http_port={free_port()}", "decode.replicas=1"]
-    commands = [vllm_server(host, 0)[0], penstock("penstock", "agg_router.yaml", logs, settings, port)]
+    commands = [vllm_server(host, 0, 1)[0], penstock("penstock", "agg_router.yaml", logs, settings, port)]
     with started(commands, logs, start_s) as runnings:
         ready_s |= {running.command.name: round(running.ready_s, 1) for running in runnings}
         yield {"vllm": commands[0].url, "penstock": commands[1].url}

@@ -24,8 +24,8 @@ BLOCK_SIZE = 32
 _GRAPHS = Path(__file__).parents[2] / "graphs"
 
 
-def vllm_server(host: Host, index: int, events: bool = False) -> tuple[Command, str]:
-    """Return vLLM's own OpenAI server on device `index`, and where it tells of its KV blocks, if it shall."""
+def vllm_server(host: Host, index: int, engines: int, *, events: bool = False) -> tuple[Command, str]:
+    """Return vLLM's own OpenAI server on device `index` of so many, and where it tells of its KV blocks, if it shall."""
     port, endpoint = free_port(), f"tcp://127.0.0.1:{free_port()}" if events else ""
     argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(host.model)]
     argv += ["--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port)]
@@ -33,7 +33,7 @@ def vllm_server(host: Host, index: int, events: bool = False) -> tuple[Command, 
     if events:
         config = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": endpoint, "topic": "kv"}
         argv += ["--kv-events-config", json.dumps(config)]
-    environment = {"VLLM_USE_FLASHINFER_SAMPLER": "0", **host.place(index)}
+    environment = {"VLLM_USE_FLASHINFER_SAMPLER": "0", **host.place(index, engines)}
     return Command(f"vllm-{index}", argv, f"http://127.0.0.1:{port}", "/health", environment), endpoint
 
 

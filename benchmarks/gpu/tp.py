@@ -125,14 +125,14 @@ def engines(host: Host, logs: Path, start_s: float) -> Iterator[tuple[Engine, En
 
 def _server(host: Host, ranks: int, settings: LMCache) -> Command:
     shared = replace(host, engine=host.engine | {"kv_transfer_config": connector_config(settings)})
-    command, _ = vllm_server(shared, 0)
+    command, _ = vllm_server(shared, 0, 1)
     place = {"CUDA_VISIBLE_DEVICES": ",".join(host.gpus[:ranks])} if host.gpus else _cores(host, ranks)
     environment = {**command.environment, **place, "VLLM_SERVER_DEV_MODE": "1", "LMCACHE_TRACK_USAGE": "false"}
     return replace(command, name=f"vllm-tp{ranks}", environment=environment)
 
 
 def _cores(host: Host, ranks: int) -> dict[str, str]:
-    places = [host.place(index)["VLLM_CPU_OMP_THREADS_BIND"] for index in range(ranks)]
+    places = [host.place(index, ranks + 1)["VLLM_CPU_OMP_THREADS_BIND"] for index in range(ranks)]
     return {"VLLM_CPU_OMP_THREADS_BIND": "|".join(places)}
 
 
