@@ -74,6 +74,16 @@ class Journal:
         beside.replace(self.path)
 
 
+def fitting(pieces: Sequence[Piece], seconds: float) -> list[Piece]:
+    """Return those that fit into `seconds`, the first ones first."""
+    taken = []
+    for piece in pieces:
+        if piece.cost_s <= seconds:
+            seconds -= piece.cost_s
+            taken.append(piece)
+    return taken
+
+
 def carry_out(pieces: Sequence[Piece], budget: Budget, journal: Journal, say: Callable[[str], None] = print) -> None:
     """Measure `pieces` in their order; one that no longer fits is left out, and a shorter one after it still gets its turn.
 

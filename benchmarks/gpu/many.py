@@ -6,9 +6,10 @@
 Routing: conversations out of a trace, replayed within a window at rising load, cold caches each time: penstock's kv policy
 and round robin on the same workers (only the router is exchanged), the peers' routers before vLLM's own servers, one engine
 of each kind a GPU. Disaggregation: short chats and long prompts at random, on all workers of that fleet, and on half of the
-engines with the other half as prefill workers. A piece that no longer fits into `--minutes` is left out; the order is that
-of the list in `plan`: the second load with all policies, disaggregation, the first load, the third. Without GPUs (vLLM's
-CPU build) the same runs in small with the demo model; that shows that the script works, and no more.
+engines with the other half as prefill workers. A piece that does not fit into `--minutes` is left out, and engines that only
+it needs are not started; the order: the second load with kv, round robin and both cache_aware peers, disaggregation, the
+second load with vllm-router's kv_aware, the first load, the third. Without GPUs (vLLM's CPU build) the same runs in small
+with the demo model; that shows that the script works, and no more.
 """
 
 import functools
@@ -22,72 +23,19 @@ from typing import Any
 import uvloop
 
 from benchmarks.gpu import figures, options, traffic
-from benchmarks.gpu.budget import Budget, Journal, Piece, carry_out
+from benchmarks.gpu.budget import Budget, Journal, Piece, SkippedError, carry_out, fitting
 from benchmarks.gpu.host import Host
 from benchmarks.gpu.load import Request, cache_counters, open_loop
 from benchmarks.gpu.process import started
+from benchmarks.gpu.sizes import CPU, GPU, Size
 from benchmarks.gpu.stand import PEERS, Fleet, disaggregated, nats_server, peer, vllm_server
 from benchmarks.replay import read_trace
 from benchmarks.report import show
 
 OURS = ("kv", "round_robin")
 _DRAIN_S = 8.0
-_SWITCH_S = 4.0
-
-
-@dataclass(frozen=True)
-class Size:
-    """How large the measurement is.
-
-    Attributes:
-        scale: of the trace's lengths.
-        longest: prompt, in tokens after scaling; longer ones are left out.
-        longest_output: tokens of an answer, at most.
-        rates: requests a second and GPU, lowest first.
-        window_s: how long requests come in.
-        goal: of goodput.
-        short: of the mixed load, a GPU: rate, prompt tokens, output tokens.
-        long: likewise.
-        kv_gib: of KV for an engine on a GPU.
-        l1_gib: of LMCache's memory.
-    """
-
-    scale: float
-    longest: int
-    longest_output: int
-    rates: tuple[float, float, float]
-    window_s: float
-    goal: figures.Goal
-    short: dict[str, Any]
-    long: dict[str, Any]
-    kv_gib: float
-    l1_gib: float
-
-
-GPU = Size(
-    scale=0.5,
-    longest=15_000,
-    longest_output=128,
-    rates=(5.0, 8.0, 11.0),
-    window_s=10.0,
-    goal=figures.Goal(1.0, 0.025),
-    short={"rate": 6.0, "tokens": 300, "output": 160},
-    long={"rate": 1.25, "tokens": 8000, "output": 16},
-    kv_gib=24,
-    l1_gib=24,
-)
-CPU = Size(
-    scale=0.05,
-    longest=1500,
-    longest_output=16,
-    rates=(1.0, 2.0, 3.0),
-    window_s=5.0,
-    goal=figures.Goal(5.0, 0.5),
-    short={"rate": 1.0, "tokens": 60, "output": 30},
-    long={"rate": 0.5, "tokens": 1500, "output": 4},
-    kv_gib=1,
-    l1_gib=1,
-)
+_AROUND_S = 6.0  # of a piece, beside its window: a router starts, the warm-up, the last answers
+_START_S = 60.0  # until all engines are ready, as far as the plan goes
 
 
 @dataclass
@@ -144,7 +92,7 @@ def engines(stand: Stand, count: int, *, fleet: bool, servers: bool, disagg: boo
 def plan(stand: Stand, trace: list[Any], gpus: int) -> list[Piece]:
     """Return the pieces in the order of their worth."""
     size = stand.size
-    cost_s = size.window_s + _DRAIN_S / 2 + _SWITCH_S
+    cost_s = size.window_s + _AROUND_S
 
     def at(rate: float) -> list[Piece]:
         arrivals = traffic.take_sessions(trace, round(rate * gpus * size.window_s), round(size.longest / size.scale))
@@ -158,7 +106,7 @@ def plan(stand: Stand, trace: list[Any], gpus: int) -> list[Piece]:
         Piece("disagg/together", cost_s, functools.partial(together, stand, gpus)),
         Piece("disagg/apart", cost_s, functools.partial(apart_from, stand, gpus)),
     ]
-    return [*middle, *apart, *low, *high]
+    return [*middle[:-1], *apart, middle[-1], *low, *high]
 
 
 def routed(stand: Stand, name: str, arrivals: list[Any], rate: float) -> dict[str, Any]:
@@ -247,7 +195,7 @@ def measure(stand: Stand, pieces: list[Piece], gpus: int, budget: Budget, journa
     """Carry the pieces out; on a CPU only what a piece needs is up, as it cannot hold all at once."""
     need: dict[str, Callable[[str], bool]] = {
         "fleet": lambda name: name.rsplit("/", 1)[-1] in {*OURS, "together"},
-        "servers": lambda name: name.startswith("routing/") and name.rsplit("/", 1)[-1] not in OURS and "router" in name,
+        "servers": lambda name: name.split("/", 2)[-1] in PEERS,
         "disagg": lambda name: name == "disagg/apart",
     }
     wanted = {kind: [piece for piece in pieces if needs(piece.name)] for kind, needs in need.items()}
@@ -259,6 +207,17 @@ def measure(stand: Stand, pieces: list[Piece], gpus: int, budget: Budget, journa
         with engines(stand, gpus, **{kind: kind in group and bool(wanted[kind]) for kind in need}):
             journal.facts["ready_s"] = stand.ready_s
             carry_out(now, budget, journal)
+
+
+def _missing(piece: Piece, stand: Stand) -> str:
+    """Return why a peer's piece cannot be measured here, empty when it can."""
+    name = piece.name.split("/", 2)[-1]
+    try:
+        if name in PEERS:
+            peer(name, {}, stand.peers)
+    except SkippedError as error:
+        return str(error)
+    return ""
 
 
 def main() -> None:
@@ -280,7 +239,11 @@ def main() -> None:
     journal = Journal(options.results_file(chosen), options.facts(chosen, host, size=vars(size) | {"goal": str(size.goal)}))
     with options.log_folder(chosen) as logs:
         stand = Stand(host, size, traffic.Writer(host.model), logs, chosen.peers, min(chosen.start_s, budget.left_s))
-        pieces = [piece for piece in plan(stand, trace, chosen.gpus) if piece.name.startswith(chosen.only)]
+        all_pieces = [piece for piece in plan(stand, trace, chosen.gpus) if piece.name.startswith(chosen.only)]
+        pieces = fitting([piece for piece in all_pieces if not _missing(piece, stand)], budget.left_s - _START_S)
+        for piece in all_pieces:
+            if piece not in pieces:
+                journal.not_measured[piece.name] = _missing(piece, stand) or f"does not fit into {chosen.minutes:g} minutes"
         try:
             measure(stand, pieces, chosen.gpus, budget, journal)
         except (RuntimeError, TimeoutError) as error:

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from benchmarks.gpu import figures, traffic
-from benchmarks.gpu.budget import Budget, Journal, Piece, SkippedError, carry_out
+from benchmarks.gpu.budget import Budget, Journal, Piece, SkippedError, carry_out, fitting
 from benchmarks.gpu.figures import Answer, Goal
 from benchmarks.gpu.host import ON_GPU, Host
 from benchmarks.gpu.process import Command, started
@@ -94,6 +94,13 @@ def test_a_piece_that_fails_costs_no_other(tmp_path: Path) -> None:
     carry_out(pieces, Budget(60), kept := journal(file), say=lambda _: None)
     assert seen[0]["not_measured"] == {"fails": "failed: RuntimeError: no GPU", "skipped": "not packed"}
     assert kept.results == {"looks": 1}
+
+
+def test_pieces_are_planned_in_their_order() -> None:
+    """What comes first has its time; shorter ones fill what a longer one could not."""
+    pieces = [Piece(str(cost), cost, lambda: None) for cost in (30, 40, 20, 10)]
+    assert [piece.cost_s for piece in fitting(pieces, 61)] == [30, 20, 10]
+    assert fitting(pieces, -5) == []
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.5, 50), (0.99, 99), (1.0, 100), (0.001, 1)])
