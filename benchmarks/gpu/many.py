@@ -13,10 +13,7 @@ with the demo model; that shows that the script works, and no more.
 """
 
 import functools
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,69 +21,16 @@ import uvloop
 
 from benchmarks.gpu import figures, options, traffic
 from benchmarks.gpu.budget import Budget, Journal, Piece, SkippedError, carry_out, fitting
-from benchmarks.gpu.host import Host
+from benchmarks.gpu.engines import OURS, Kind, Stand, engines, router, warm_up
 from benchmarks.gpu.load import Request, cache_counters, open_loop
-from benchmarks.gpu.process import started
 from benchmarks.gpu.sizes import CPU, GPU, Size
-from benchmarks.gpu.stand import PEERS, Fleet, disaggregated, nats_server, peer, vllm_server
+from benchmarks.gpu.stand import PEERS, peer
 from benchmarks.replay import read_trace
 from benchmarks.report import show
 
-OURS = ("kv", "round_robin")
 _DRAIN_S = 8.0
 _AROUND_S = 6.0  # of a piece, beside its window: a router starts, the warm-up, the last answers
 _START_S = 60.0  # until all engines are ready, as far as the plan goes
-
-
-@dataclass
-class Stand:
-    """What runs.
-
-    Attributes:
-        host: the machine.
-        size: of the measurement.
-        writer: of the prompts.
-        logs: a folder.
-        peers: the folder that holds the peers.
-        start_s: longest wait for engines.
-        fleet: penstock in parts.
-        servers: vLLM's own: URL → where it tells of its KV blocks.
-        disagg_url: of the graph with prefill workers.
-        ready_s: how long each program took to be ready.
-    """
-
-    host: Host
-    size: Size
-    writer: traffic.Writer
-    logs: Path
-    peers: Path | None
-    start_s: float
-    fleet: Fleet | None = None
-    servers: dict[str, str] = field(default_factory=dict)
-    disagg_url: str = ""
-    ready_s: dict[str, float] = field(default_factory=dict)
-
-
-@contextmanager
-def engines(stand: Stand, count: int, *, fleet: bool, servers: bool, disagg: bool) -> Iterator[None]:
-    """Run what is asked for, started all at once, one engine of each kind a device."""
-    with ExitStack() as stack:
-        commands = []
-        if fleet:
-            url, token = stack.enter_context(nats_server(stand.logs / "nats"))
-            stand.fleet = Fleet(stand.host, count, stand.logs, url, **token)
-            commands.append(stand.fleet.workers())
-        if servers:
-            made = [vllm_server(stand.host, index, count, events=True) for index in range(count)]
-            stand.servers = {command.url: events for command, events in made}
-            commands += [command for command, _ in made]
-        if disagg:
-            half = max(count // 2, 1)
-            command, stand.disagg_url = disaggregated(stand.host, half, half, stand.logs, stand.size.l1_gib)
-            commands.append(command)
-        runnings = stack.enter_context(started(commands, stand.logs, stand.start_s))
-        stand.ready_s |= {running.command.name: round(running.ready_s, 1) for running in runnings}
-        yield
 
 
 def plan(stand: Stand, trace: list[Any], gpus: int) -> list[Piece]:
@@ -121,19 +65,6 @@ def routed(stand: Stand, name: str, arrivals: list[Any], rate: float) -> dict[st
         }
 
 
-@contextmanager
-def router(stand: Stand, name: str) -> Iterator[tuple[str, list[str]]]:
-    """Run one router before engines that are up; yields the endpoint and where the engines' counters are."""
-    if name in OURS:
-        assert stand.fleet is not None
-        command, url, metrics = stand.fleet.router(name), stand.fleet.url, [stand.fleet.url]
-    else:
-        command = peer(name, stand.servers, stand.peers)
-        url, metrics = command.url, list(stand.servers)
-    with started([command], stand.logs, 60.0):
-        yield url, metrics
-
-
 def together(stand: Stand, gpus: int) -> dict[str, Any]:
     """Mixed load on workers that do both prefill and decode, behind the kv policy."""
     assert stand.fleet is not None
@@ -152,12 +83,6 @@ def mixed(stand: Stand, gpus: int, url: str, metrics: list[str], name: str) -> d
     short, long = ({**each, "rate": each["rate"] * gpus} for each in (size.short, size.long))
     requests = traffic.mixed(writer, size.window_s, short, long)
     return {"short": short, "long": long, **run(url, metrics, requests, size, warm_up(writer, size))}
-
-
-def warm_up(writer: traffic.Writer, size: Size) -> list[Request]:
-    """Return some requests of all lengths, which teach a router the engines' speed and an engine its kernels."""
-    lengths = [size.longest // part for part in (20, 10, 8, 4, 4, 2, 2, 2)]
-    return [Request(0.1 * n, writer.text(f"warm {n}", tokens), 4, "warm") for n, tokens in enumerate(lengths)]
 
 
 def run(url: str, metrics: list[str], requests: list[Request], size: Size, warm: list[Request]) -> dict[str, Any]:
@@ -193,20 +118,20 @@ def report(journal: Journal) -> None:
 
 def measure(stand: Stand, pieces: list[Piece], gpus: int, budget: Budget, journal: Journal) -> None:
     """Carry the pieces out; on a CPU only what a piece needs is up, as it cannot hold all at once."""
-    need: dict[str, Callable[[str], bool]] = {
-        "fleet": lambda name: name.rsplit("/", 1)[-1] in {*OURS, "together"},
-        "servers": lambda name: name.split("/", 2)[-1] in PEERS,
-        "disagg": lambda name: name == "disagg/apart",
-    }
-    wanted = {kind: [piece for piece in pieces if needs(piece.name)] for kind, needs in need.items()}
-    groups = [list(wanted)] if not stand.host.on_cpu else [[kind] for kind in wanted]
-    for group in groups:
-        now = [piece for piece in pieces if any(piece in wanted[kind] for kind in group)]
-        if not now:
-            continue
-        with engines(stand, gpus, **{kind: kind in group and bool(wanted[kind]) for kind in need}):
+    kinds = list(dict.fromkeys(_kind(piece) for piece in pieces))
+    for group in [[kind] for kind in kinds] if stand.host.on_cpu else [kinds]:
+        now = [piece for piece in pieces if _kind(piece) in group]
+        with engines(stand, gpus, group) as failed:
             journal.facts["ready_s"] = stand.ready_s
-            carry_out(now, budget, journal)
+            journal.not_measured |= {piece.name: failed[_kind(piece)] for piece in now if _kind(piece) in failed}
+            carry_out([piece for piece in now if _kind(piece) not in failed], budget, journal)
+
+
+def _kind(piece: Piece) -> Kind:
+    """Return what must be up for a piece."""
+    if piece.name == "disagg/apart":
+        return "disagg"
+    return "servers" if piece.name.split("/", 2)[-1] in PEERS else "fleet"
 
 
 def _missing(piece: Piece, stand: Stand) -> str:
@@ -244,11 +169,7 @@ def main() -> None:
         for piece in all_pieces:
             if piece not in pieces:
                 journal.not_measured[piece.name] = _missing(piece, stand) or f"does not fit into {chosen.minutes:g} minutes"
-        try:
-            measure(stand, pieces, chosen.gpus, budget, journal)
-        except (RuntimeError, TimeoutError) as error:
-            journal.not_measured["engines"] = str(error)[-3000:]
-            print(error, file=sys.stderr)
+        measure(stand, pieces, chosen.gpus, budget, journal)
     journal.write()
     report(journal)
 
