@@ -56,7 +56,7 @@ class Stand:
 
 @contextmanager
 def engines(stand: Stand, count: int, kinds: Sequence[Kind]) -> Iterator[dict[Kind, str]]:
-    """Run engines of these kinds, all started at once, one of each kind a device, and warm them; yields what failed, and why."""
+    """Run engines of these kinds, started at once, one of each kind a device, and warm them; yields what failed, and why."""
     with ExitStack() as stack:
         commands = {kind: _commands(stand, count, kind, stack) for kind in kinds}
         runnings: dict[Kind, list[Running]] = {kind: [] for kind in kinds}

@@ -35,6 +35,12 @@ _CHUNK = 64
 _TOKENS = 2000
 _PROMPTS = 3
 _STORED_S = 20.0
+_ENVIRONMENT = {
+    "VLLM_SERVER_DEV_MODE": "1",  # for /reset_prefix_cache
+    "VLLM_ALLREDUCE_USE_SYMM_MEM": "0",  # no NVLink multicast, which not every host allows
+    "LMCACHE_TRACK_USAGE": "false",
+    "LMCACHE_DISABLE_BANNER": "1",
+}
 
 
 @dataclass(frozen=True)
@@ -112,9 +118,8 @@ def engines(host: Host, logs: Path, start_s: float) -> Iterator[tuple[Engine, En
     settings = LMCache(port=free_port(), http_port=free_port(), chunk_tokens=_CHUNK, l1_gb=4 if host.gpus else 1)
     code = "import sys; from lmcache.cli.main import main; sys.argv[0] = 'lmcache'; main()"
     words = server_arguments(settings, "tp", on_cpu=host.on_cpu, can_silence_events=False)
-    quiet = {"LMCACHE_TRACK_USAGE": "false", "LMCACHE_DISABLE_BANNER": "1"}
     url = f"http://127.0.0.1:{settings.http_port}"
-    cache = Command("lmcache", [sys.executable, "-c", code, *words], url, "/healthcheck", quiet)
+    cache = Command("lmcache", [sys.executable, "-c", code, *words], url, "/healthcheck", _ENVIRONMENT)
     with started([cache], logs, start_s):
         commands = [
             _server(replace(host, engine=host.engine | {"tensor_parallel_size": size}), size, settings) for size in (2, 1)
@@ -127,7 +132,7 @@ def _server(host: Host, ranks: int, settings: LMCache) -> Command:
     shared = replace(host, engine=host.engine | {"kv_transfer_config": connector_config(settings)})
     command, _ = vllm_server(shared, 0, 1)
     place = {"CUDA_VISIBLE_DEVICES": ",".join(host.gpus[:ranks])} if host.gpus else _cores(host, ranks)
-    environment = {**command.environment, **place, "VLLM_SERVER_DEV_MODE": "1", "LMCACHE_TRACK_USAGE": "false"}
+    environment = {**command.environment, **place, **_ENVIRONMENT}
     return replace(command, name=f"vllm-tp{ranks}", environment=environment)
 
 
@@ -143,7 +148,7 @@ def through_penstock(host: Host, logs: Path, start_s: float, texts: dict[str, st
     settings = [*two.settings(), f"http.port={port}", "decode.replicas=1", "prefill.replicas=1", "processor.replicas=1"]
     settings += [f"lmcache.port={free_port()}", f"lmcache.http_port={free_port()}", f"lmcache.chunk_tokens={_CHUNK}"]
     settings += ["decode.disagg.always=true", "decode.disagg.max_wait_s=30", "supervision.reuse_gpus=true"]
-    command = penstock("penstock-tp2", "disagg.yaml", logs, settings, port)
+    command = penstock("penstock-tp2", "disagg.yaml", logs, settings, port, **_ENVIRONMENT)
     with started([command], logs, start_s) as (running,):
         engine = Engine(command.url)
         said = {prompt: engine.ask(prompt) for prompt in texts}
