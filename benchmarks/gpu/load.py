@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from benchmarks.gpu.figures import Answer
 
@@ -121,14 +122,25 @@ async def _read(response: aiohttp.ClientResponse, due: float, moments: list[floa
     return "" if moments and usage else "no text, or no usage"
 
 
+def labelled(url: str, name: str, label: str) -> dict[str, float]:
+    """Return a metric's values by one of its labels."""
+    found: dict[str, float] = {}
+    for sample in _samples(url):
+        if sample.name == name:
+            found[sample.labels[label]] = found.get(sample.labels[label], 0.0) + sample.value
+    return found
+
+
 def cache_counters(urls: Sequence[str]) -> dict[str, float]:
     """Return vLLM's prefix cache counters, in tokens, summed over servers and engines."""
     found = {"queries": 0.0, "hits": 0.0}
     names = {f"vllm:prefix_cache_{name}_total": name for name in found}
-    for url in urls:
-        with urllib.request.urlopen(f"{url}/metrics", timeout=10) as page:
-            for family in text_string_to_metric_families(page.read().decode()):
-                for sample in family.samples:
-                    if sample.name in names:
-                        found[names[sample.name]] += sample.value
+    for sample in (sample for url in urls for sample in _samples(url)):
+        if sample.name in names:
+            found[names[sample.name]] += sample.value
     return found
+
+
+def _samples(url: str) -> list[Sample]:
+    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as page:
+        return [sample for family in text_string_to_metric_families(page.read().decode()) for sample in family.samples]

@@ -22,7 +22,7 @@ import uvloop
 from benchmarks.gpu import figures, options, traffic
 from benchmarks.gpu.budget import Budget, Journal, Piece, SkippedError, carry_out, fitting
 from benchmarks.gpu.engines import OURS, Kind, Stand, engines, router, warm_up
-from benchmarks.gpu.load import Request, cache_counters, open_loop
+from benchmarks.gpu.load import Request, cache_counters, labelled, open_loop
 from benchmarks.gpu.sizes import CPU, GPU, Size
 from benchmarks.gpu.stand import PEERS, peer
 from benchmarks.replay import read_trace
@@ -74,7 +74,12 @@ def together(stand: Stand, gpus: int) -> dict[str, Any]:
 
 def apart_from(stand: Stand, gpus: int) -> dict[str, Any]:
     """Mixed load on half of the engines as decode workers, the other half as prefill workers."""
-    return mixed(stand, gpus, stand.disagg_url, [stand.disagg_url], "apart")
+    found = mixed(stand, gpus, stand.disagg_url, [stand.disagg_url], "apart")
+    metrics = {
+        "remote_prefills": ("penstock_remote_prefills_total", "outcome"),
+        "placements": ("penstock_placements_total", "reason"),
+    }
+    return found | {what: labelled(stand.disagg_url, *of) for what, of in metrics.items()}
 
 
 def mixed(stand: Stand, gpus: int, url: str, metrics: list[str], name: str) -> dict[str, Any]:
@@ -116,10 +121,10 @@ def report(journal: Journal) -> None:
     show("Not measured", ["piece", "why"], [[name, why[:200]] for name, why in journal.not_measured.items()])
 
 
-def measure(stand: Stand, pieces: list[Piece], gpus: int, budget: Budget, journal: Journal) -> None:
-    """Carry the pieces out; on a CPU only what a piece needs is up, as it cannot hold all at once."""
+def measure(stand: Stand, pieces: list[Piece], gpus: int, budget: Budget, journal: Journal, *, at_once: bool) -> None:
+    """Carry the pieces out, with all engines up `at_once`, or one kind after the other."""
     kinds = list(dict.fromkeys(_kind(piece) for piece in pieces))
-    for group in [[kind] for kind in kinds] if stand.host.on_cpu else [kinds]:
+    for group in [[kind] for kind in kinds] if not at_once else [kinds]:
         now = [piece for piece in pieces if _kind(piece) in group]
         with engines(stand, gpus, group) as failed:
             journal.facts["ready_s"] = stand.ready_s
@@ -153,6 +158,7 @@ def main() -> None:
     parser.add_argument(
         "--peers", type=Path, help="the folder with vllm_router and sglang_router; without it they are left out"
     )
+    parser.add_argument("--at-once", action="store_true", help="start all engines at once, as on GPUs, on a CPU too")
     parser.add_argument("--window-s", type=float, help="seconds of load a piece")
     chosen = parser.parse_args()
     budget = Budget(chosen.minutes * 60)
@@ -169,7 +175,7 @@ def main() -> None:
         for piece in all_pieces:
             if piece not in pieces:
                 journal.not_measured[piece.name] = _missing(piece, stand) or f"does not fit into {chosen.minutes:g} minutes"
-        measure(stand, pieces, chosen.gpus, budget, journal)
+        measure(stand, pieces, chosen.gpus, budget, journal, at_once=chosen.at_once or not host.on_cpu)
     journal.write()
     report(journal)
 
