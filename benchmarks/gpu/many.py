@@ -87,7 +87,7 @@ def mixed(stand: Stand, gpus: int, url: str, metrics: list[str], name: str) -> d
     size, writer = stand.size, stand.writer.salted(name)
     short, long = ({**each, "rate": each["rate"] * gpus} for each in (size.short, size.long))
     requests = traffic.mixed(writer, size.window_s, short, long)
-    return {"short": short, "long": long, **run(url, metrics, requests, size, warm_up(writer, size))}
+    return {"load": {"short": short, "long": long}, **run(url, metrics, requests, size, warm_up(writer, size))}
 
 
 def run(url: str, metrics: list[str], requests: list[Request], size: Size, warm: list[Request]) -> dict[str, Any]:
