@@ -111,7 +111,7 @@ def router(stand: Stand, name: str) -> Iterator[tuple[str, list[str]]]:
         assert stand.fleet is not None
         command, url, metrics = stand.fleet.router(name), stand.fleet.url, [stand.fleet.url]
     else:
-        command = peer(name, stand.servers, stand.peers)
+        command = peer(name, stand.servers, stand.peers, stand.host.model)
         url, metrics = command.url, list(stand.servers)
     with started([command], stand.logs, _ROUTER_START_S):
         yield url, metrics

@@ -144,7 +144,7 @@ def _missing(piece: Piece, stand: Stand) -> str:
     name = piece.name.split("/", 2)[-1]
     try:
         if name in PEERS:
-            peer(name, {}, stand.peers)
+            peer(name, {}, stand.peers, stand.host.model)
     except SkippedError as error:
         return str(error)
     return ""

@@ -109,13 +109,14 @@ PEERS: dict[str, tuple[str, tuple[str, ...]]] = {
 """Peers' routers with their policy: the package, and the words of the command line."""
 
 
-def peer(name: str, servers: dict[str, str], packages: Path | None) -> Command:
+def peer(name: str, servers: dict[str, str], packages: Path | None, model: Path) -> Command:
     """Return a peer's router before vLLM's servers.
 
     Args:
         name: one of `PEERS`.
         servers: URL → where that server tells of its KV blocks.
         packages: the folder that holds the peers, as `pack.sh` makes it.
+        model: the model folder, whose tokenizer one of them uses.
 
     Raises:
         SkippedError: it is not there.
@@ -133,7 +134,8 @@ def peer(name: str, servers: dict[str, str], packages: Path | None) -> Command:
         argv += [word for url, events in servers.items() for word in ("--kv-event-source", f"{url}={events}")]
     argv += ["--worker-urls", *servers]
     path = os.pathsep.join([str(packages), os.environ.get("PYTHONPATH", "")])
-    return Command(name.replace("/", "-"), argv, f"http://127.0.0.1:{port}", "/health", {"PYTHONPATH": path})
+    environment = {"PYTHONPATH": path, "VLLM_ROUTER_TOKENIZER": str(model)}  # without it kv_aware goes by load alone
+    return Command(name.replace("/", "-"), argv, f"http://127.0.0.1:{port}", "/health", environment)
 
 
 @contextmanager
