@@ -122,8 +122,15 @@ def report(journal: Journal) -> None:
 
 
 def measure(stand: Stand, pieces: list[Piece], gpus: int, budget: Budget, journal: Journal, *, at_once: bool) -> None:
-    """Carry the pieces out, with all engines up `at_once`, or one kind after the other."""
-    kinds = list(dict.fromkeys(_kind(piece) for piece in pieces))
+    """Carry the pieces out, with all engines up `at_once`, or one kind after the other.
+
+    Engines that are only for pieces that will not fit are not started; what the others took less than planned goes to the rest.
+    """
+    expected = fitting(pieces, budget.left_s - _START_S)
+    kinds = list(dict.fromkeys(_kind(piece) for piece in expected))
+    for piece in pieces:
+        if _kind(piece) not in kinds:
+            journal.not_measured[piece.name] = f"would not fit into {budget.left_s:.0f} s, so its engines were not started"
     for group in [[kind] for kind in kinds] if not at_once else [kinds]:
         now = [piece for piece in pieces if _kind(piece) in group]
         with engines(stand, gpus, group) as failed:
@@ -170,11 +177,9 @@ def main() -> None:
     journal = Journal(options.results_file(chosen), options.facts(chosen, host, size=vars(size) | {"goal": str(size.goal)}))
     with options.log_folder(chosen) as logs:
         stand = Stand(host, size, traffic.Writer(host.model), logs, chosen.peers, min(chosen.start_s, budget.left_s))
-        all_pieces = [piece for piece in plan(stand, trace, chosen.gpus) if piece.name.startswith(chosen.only)]
-        pieces = fitting([piece for piece in all_pieces if not _missing(piece, stand)], budget.left_s - _START_S)
-        for piece in all_pieces:
-            if piece not in pieces:
-                journal.not_measured[piece.name] = _missing(piece, stand) or f"does not fit into {chosen.minutes:g} minutes"
+        pieces = [piece for piece in plan(stand, trace, chosen.gpus) if piece.name.startswith(chosen.only)]
+        journal.not_measured |= {piece.name: why for piece in pieces if (why := _missing(piece, stand))}
+        pieces = [piece for piece in pieces if piece.name not in journal.not_measured]
         measure(stand, pieces, chosen.gpus, budget, journal, at_once=chosen.at_once or not host.on_cpu)
     journal.write()
     report(journal)
