@@ -124,7 +124,7 @@ def report(journal: Journal) -> None:
 def measure(stand: Stand, pieces: list[Piece], gpus: int, budget: Budget, journal: Journal, *, at_once: bool) -> None:
     """Carry the pieces out, with all engines up `at_once`, or one kind after the other.
 
-    Engines that are only for pieces that will not fit are not started; what the others took less than planned goes to the rest.
+    Engines that are only for pieces that will not fit are not started; what is left over in the end goes to further pieces.
     """
     expected = fitting(pieces, budget.left_s - _START_S)
     kinds = list(dict.fromkeys(_kind(piece) for piece in expected))
