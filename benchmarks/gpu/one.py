@@ -225,7 +225,7 @@ def main() -> None:
     """Measure, print, write."""
     chosen = options.parser(__doc__).parse_args()
     budget = Budget(chosen.minutes * 60)
-    host = options.host(chosen, 1, 32)
+    host = options.host(chosen, 1, 16)
     size = CPU if host.on_cpu else GPU
     journal = Journal(options.results_file(chosen), options.facts(chosen, host, size=vars(size)))
     ready_s: dict[str, float] = {}

@@ -20,6 +20,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--model", type=Path, help="a model folder, `python -m benchmarks.model_8b` makes one; default: demo")
     made.add_argument("--engine", type=json.loads, default={}, help="further vLLM engine arguments, a JSON map")
+    made.add_argument("--kv-gib", type=float, help="memory for KV of each engine on a GPU; default: what suits a H200")
     made.add_argument(
         "--minutes", type=float, default=3.0, help="pieces that do not fit are left out, from the end of the list"
     )
@@ -31,7 +32,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 def host(options: argparse.Namespace, gpus: int, kv_gib: float) -> Host:
     """Return the machine; see `this_host`."""
-    return this_host(options.model or demo_model(), gpus, kv_gib, options.engine)
+    return this_host(options.model or demo_model(), gpus, options.kv_gib or kv_gib, options.engine)
 
 
 def results_file(options: argparse.Namespace) -> Path | None:
