@@ -100,8 +100,13 @@ def keys(host: Host, logs: Path, start_s: float, texts: dict[str, str]) -> dict[
                 "the other's text is what it computes alone": other == alone,
                 "both say the same": other == said,
             }
-        texts |= {prompt: two.ask(prompt) for prompt in (writer.text(f"penstock {n}", _TOKENS) for n in range(_PROMPTS))}
+        texts |= {prompt: two.ask(prompt) for prompt in prompts(writer)}
     return found
+
+
+def prompts(writer: Writer) -> list[str]:
+    """Return what both pieces ask."""
+    return [writer.text(f"penstock {number}", _TOKENS) for number in range(_PROMPTS)]
 
 
 def _until_stored(engine: Engine, prompt: str) -> tuple[str, int]:
@@ -151,13 +156,14 @@ def through_penstock(host: Host, logs: Path, start_s: float, texts: dict[str, st
     command = penstock("penstock-tp2", "disagg.yaml", logs, settings, port, **_ENVIRONMENT)
     with started([command], logs, start_s) as (running,):
         engine = Engine(command.url)
-        said = {prompt: engine.ask(prompt) for prompt in texts}
+        said = {prompt: engine.ask(prompt) for prompt in prompts(Writer(host.model))}
         return {
             "ready_s": round(running.ready_s, 1),
-            "prompts": len(texts),
+            "prompts": len(said),
+            "texts": list(said.values()),
             "remote prefills": int(metric(command.url, "penstock_remote_prefill_load_seconds_count")),
             "tokens loaded": int(engine.loaded()),
-            "same text as vLLM's own server": sum(said[prompt] == text for prompt, text in texts.items()),
+            "same text as vLLM's own server": sum(said[prompt] == text for prompt, text in texts.items()) if texts else None,
         }
 
 
