@@ -104,14 +104,30 @@ def warm_up(writer: Writer, size: Size) -> list[Request]:
     return [Request(0.1 * n, writer.text(f"warm {n}", tokens), 4, "warm") for n, tokens in enumerate(lengths)]
 
 
+@dataclass(frozen=True)
+class Front:
+    """Where requests go, and who tells what became of them.
+
+    Attributes:
+        url: of the endpoint.
+        engines: URLs of the engines' counters.
+        router: URL of a peer's own metrics.
+    """
+
+    url: str
+    engines: list[str]
+    router: str = ""
+
+
 @contextmanager
-def router(stand: Stand, name: str) -> Iterator[tuple[str, list[str]]]:
-    """Run one router before engines that are up; yields the endpoint and where the engines' counters are."""
+def router(stand: Stand, name: str) -> Iterator[Front]:
+    """Run one router before engines that are up."""
     if name in OURS:
         assert stand.fleet is not None
-        command, url, metrics = stand.fleet.router(name), stand.fleet.url, [stand.fleet.url]
+        command = stand.fleet.router(name)
+        front = Front(stand.fleet.url, [stand.fleet.url])
     else:
-        command = peer(name, stand.servers, stand.peers, stand.host.model)
-        url, metrics = command.url, list(stand.servers)
+        command = peer(name, stand.servers, stand.peers)
+        front = Front(command.url, list(stand.servers), command.metrics_url)
     with started([command], stand.logs, _ROUTER_START_S):
-        yield url, metrics
+        yield front

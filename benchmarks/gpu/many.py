@@ -21,7 +21,7 @@ import uvloop
 
 from benchmarks.gpu import figures, options, traffic
 from benchmarks.gpu.budget import Budget, Journal, Piece, SkippedError, carry_out, fitting
-from benchmarks.gpu.engines import OURS, Kind, Stand, engines, router, warm_up
+from benchmarks.gpu.engines import OURS, Front, Kind, Stand, engines, router, warm_up
 from benchmarks.gpu.load import Request, cache_counters, labelled, open_loop
 from benchmarks.gpu.sizes import CPU, GPU, Size
 from benchmarks.gpu.stand import PEERS, peer
@@ -58,23 +58,23 @@ def routed(stand: Stand, name: str, arrivals: list[Any], rate: float) -> dict[st
     writer = stand.writer.salted(f"{name} {rate}")
     size = stand.size
     requests = traffic.replay(arrivals, size.window_s, writer, size.scale, size.longest_output)
-    with router(stand, name) as (url, metrics):
-        return {
-            "best_hit_rate": round(traffic.best_hit_rate(arrivals), 4),
-            **run(url, metrics, requests, size, warm_up(writer, size)),
-        }
+    with router(stand, name) as front:
+        found = run(front, requests, size, warm_up(writer, size))
+        if name.endswith("kv_aware"):  # how often it knew the tokens, and what the workers hold of them
+            found["decisions"] = labelled(front.router, "vllm_router_prefix_routing_decisions_total", "outcome")
+        return {"best_hit_rate": round(traffic.best_hit_rate(arrivals), 4), **found}
 
 
 def together(stand: Stand, gpus: int) -> dict[str, Any]:
     """Mixed load on workers that do both prefill and decode, behind the kv policy."""
     assert stand.fleet is not None
-    with router(stand, "kv") as (url, metrics):
-        return mixed(stand, gpus, url, metrics, "together")
+    with router(stand, "kv") as front:
+        return mixed(stand, gpus, front, "together")
 
 
 def apart_from(stand: Stand, gpus: int) -> dict[str, Any]:
     """Mixed load on half of the engines as decode workers, the other half as prefill workers."""
-    found = mixed(stand, gpus, stand.disagg_url, [stand.disagg_url], "apart")
+    found = mixed(stand, gpus, Front(stand.disagg_url, [stand.disagg_url]), "apart")
     metrics = {
         "remote_prefills": ("penstock_remote_prefills_total", "outcome"),
         "placements": ("penstock_placements_total", "reason"),
@@ -82,21 +82,21 @@ def apart_from(stand: Stand, gpus: int) -> dict[str, Any]:
     return found | {what: labelled(stand.disagg_url, *of) for what, of in metrics.items()}
 
 
-def mixed(stand: Stand, gpus: int, url: str, metrics: list[str], name: str) -> dict[str, Any]:
+def mixed(stand: Stand, gpus: int, front: Front, name: str) -> dict[str, Any]:
     """Return what came of the mixed load."""
     size, writer = stand.size, stand.writer.salted(name)
     short, long = ({**each, "rate": each["rate"] * gpus} for each in (size.short, size.long))
     requests = traffic.mixed(writer, size.window_s, short, long)
-    return {"load": {"short": short, "long": long}, **run(url, metrics, requests, size, warm_up(writer, size))}
+    return {"load": {"short": short, "long": long}, **run(front, requests, size, warm_up(writer, size))}
 
 
-def run(url: str, metrics: list[str], requests: list[Request], size: Size, warm: list[Request]) -> dict[str, Any]:
+def run(front: Front, requests: list[Request], size: Size, warm: list[Request]) -> dict[str, Any]:
     """Send the load after a warm-up; return its figures and the prefix cache's hit rate."""
     limit_s = size.window_s + _DRAIN_S
-    uvloop.run(open_loop(url, warm, limit_s))
-    before = cache_counters(metrics)
-    answers = uvloop.run(open_loop(url, requests, limit_s))
-    after = cache_counters(metrics)
+    uvloop.run(open_loop(front.url, warm, limit_s))
+    before = cache_counters(front.engines)
+    answers = uvloop.run(open_loop(front.url, requests, limit_s))
+    after = cache_counters(front.engines)
     return {
         **figures.by_kind(answers, size.goal),
         "hit_rate": figures.hit_rate(before, after),
@@ -151,7 +151,7 @@ def _missing(piece: Piece, stand: Stand) -> str:
     name = piece.name.split("/", 2)[-1]
     try:
         if name in PEERS:
-            peer(name, {}, stand.peers, stand.host.model)
+            peer(name, {}, stand.peers)
     except SkippedError as error:
         return str(error)
     return ""

@@ -31,6 +31,7 @@ class Command:
         url: base URL of what it serves.
         ready_path: says 200 when it is ready; empty: its output says so.
         environment: variables beside this process's own.
+        metrics_url: base URL of its metrics, where they are elsewhere.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Command:
     url: str
     ready_path: str
     environment: dict[str, str] = field(default_factory=dict)
+    metrics_url: str = ""
 
 
 class Running:

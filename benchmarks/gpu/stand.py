@@ -109,14 +109,13 @@ PEERS: dict[str, tuple[str, tuple[str, ...]]] = {
 """Peers' routers with their policy: the package, and the words of the command line."""
 
 
-def peer(name: str, servers: dict[str, str], packages: Path | None, model: Path) -> Command:
+def peer(name: str, servers: dict[str, str], packages: Path | None) -> Command:
     """Return a peer's router before vLLM's servers.
 
     Args:
         name: one of `PEERS`.
         servers: URL → where that server tells of its KV blocks.
         packages: the folder that holds the peers, as `pack.sh` makes it.
-        model: the model folder, whose tokenizer one of them uses.
 
     Raises:
         SkippedError: it is not there.
@@ -126,16 +125,16 @@ def peer(name: str, servers: dict[str, str], packages: Path | None, model: Path)
         raise SkippedError(
             f"{package} is not in {packages or '--peers, which was not given'}; benchmarks/gpu/pack.sh packs it"
         )
-    port = free_port()
+    port, metrics_port = free_port(), free_port()
     argv = [sys.executable, "-m", f"{package}.launch_router", "--host", "127.0.0.1", "--port", str(port), *words]
-    argv += ["--prometheus-port", str(free_port()), "--log-level", "warn" if package.startswith("sglang") else "warning"]
+    argv += ["--prometheus-port", str(metrics_port), "--log-level", "warn" if package.startswith("sglang") else "warning"]
     if name.endswith("kv_aware"):
         argv += ["--kv-event-block-size", str(BLOCK_SIZE), "--kv-event-model", MODEL]
         argv += [word for url, events in servers.items() for word in ("--kv-event-source", f"{url}={events}")]
     argv += ["--worker-urls", *servers]
     path = os.pathsep.join([str(packages), os.environ.get("PYTHONPATH", "")])
-    environment = {"PYTHONPATH": path, "VLLM_ROUTER_TOKENIZER": str(model)}  # without it kv_aware goes by load alone
-    return Command(name.replace("/", "-"), argv, f"http://127.0.0.1:{port}", "/health", environment)
+    url, metrics_url = (f"http://127.0.0.1:{number}" for number in (port, metrics_port))
+    return Command(name.replace("/", "-"), argv, url, "/health", {"PYTHONPATH": path}, metrics_url)
 
 
 @contextmanager

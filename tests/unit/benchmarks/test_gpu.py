@@ -249,7 +249,7 @@ def test_engine_arguments_become_flags() -> None:
 def test_a_peer_that_is_not_there_is_skipped(tmp_path: Path) -> None:
     """With the reason."""
     with pytest.raises(SkippedError, match="vllm_router is not in"):
-        peer("vllm-router/cache_aware", {"http://127.0.0.1:1": ""}, tmp_path, demo_model())
+        peer("vllm-router/cache_aware", {"http://127.0.0.1:1": ""}, tmp_path)
 
 
 @pytest.mark.parametrize("gpus", [2, 4])
