@@ -16,7 +16,7 @@ ON_GPU: dict[str, Any] = {
     "dtype": "bfloat16",
     "gpu_memory_utilization": 0.2,  # engines share GPUs: vLLM asks for this share to be free at the start, no more
     "compilation_config": {
-        "mode": 0,  # nothing is compiled, which spares each engine 15 s; decode steps run as CUDA graphs
+        "mode": 0,  # nothing is compiled, a third of a cold start; decode steps run as CUDA graphs
         "cudagraph_mode": "FULL_DECODE_ONLY",
         "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128],
     },
