@@ -21,7 +21,7 @@ from vllm import envs
 from vllm.v1.executor.abstract import Executor
 
 from components.worker_controller.calls import LOAD, Answer, Call, NoCallError, pack, unpack_answer
-from components.worker_controller.frames import Frames, StreamClosedError
+from components.worker_controller.frames import Frames, FrameTooLongError, StreamClosedError
 from components.worker_controller.messages import JOB_VARIABLE, Doing, EngineJob, Failed, Hello, encode, phase_since
 from components.worker_controller.report import ErrorReporter, Report
 
@@ -183,6 +183,9 @@ class RemoteExecutor(Executor):  # type: ignore[misc] # vLLM is untyped here
             self._ranks[position].send(frame)
         except StreamClosedError:
             raise self._lost(position, "is gone") from None
+        except FrameTooLongError as error:
+            self._report.tell(Failed(f"a call to its ranks is too long: {error}"))
+            raise RankFailedError(str(error)) from None
 
     def _answers(self, positions: Any, deadline_s: float | None) -> list[Any]:
         """Read one answer of each of `positions`, in order.
