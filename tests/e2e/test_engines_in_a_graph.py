@@ -47,8 +47,7 @@ def test_a_decode_engine_joins_and_leaves(tmp_path: Path) -> None:
 
 
 async def test_a_prefill_engine_joins_and_leaves(tmp_path: Path) -> None:
-    """A graph without prefill workers gets one while it serves, and its decode worker loads what that one computes; told to
-    leave while jobs wait, it finishes its own. Every client gets the text that it gets without."""
+    """A graph without prefill workers gets one while it serves, and loses it while jobs wait: every client gets its text."""
     folder = tmp_path / "nats"
     folder.mkdir()
     async with nats_server(folder) as nats:
