@@ -24,7 +24,7 @@ def _watch():
 _watch()
 os.register_at_fork(after_in_child=_watch)
 """
-_FRAME = re.compile(r'^  File "(.*)", line \\d+ in (.*)$')
+_FRAME = re.compile(r'^  File "(.*)", line \d+ in (.*)$', re.MULTILINE)
 
 
 def variables(folder: Path) -> dict[str, str]:
@@ -68,11 +68,8 @@ def _look(seen: Path, over: threading.Event) -> None:
 def _functions(text: str, most: int = 60) -> dict[str, float]:
     """Return how long each function was on the stack of the process's first thread, the last one dumped."""
     seconds: Counter[str] = Counter()
-    threads = re.split(r"^(?:Current thread|Thread) 0x", text, flags=re.MULTILINE)
-    for thread in threads:
-        lines = thread.splitlines()
-        frames = [match for line in lines if (match := _FRAME.match(line))]
-        names = [f"{'/'.join(Path(match[1]).parts[-3:])}:{match[2]}" for match in frames]
-        if any(name.endswith("runpy.py:_run_code") for name in names):
-            seconds.update(set(names))
+    threads = re.findall(r"^(?:Current thread|Thread) (0x\w+)[^\n]*\n((?:  .*\n)*)", text, flags=re.MULTILINE)
+    for thread, frames in threads:
+        if thread == threads[-1][0]:
+            seconds.update({f"{'/'.join(Path(file).parts[-3:])}:{name}" for file, name in _FRAME.findall(frames)})
     return {name: count * _PERIOD_S for name, count in seconds.most_common(most)}

@@ -52,8 +52,8 @@ def _caches(rank: int, variables: Mapping[str, str]) -> dict[str, str]:
     """Return where the rank of a GPU keeps what it compiles.
 
     vLLM files compiled models by their rank in the engine, and what it finds there names the GPU that it was compiled on,
-    which here is the pool's rank: each GPU has its own files, the first one those of every vLLM on this machine. Triton's
-    kernels suit all GPUs and models; vLLM would keep them with the first model that it compiles, and make them anew for others.
+    which here is the pool's rank: each GPU has its own files, the first one those of every vLLM on this machine.
+    Triton's kernels suit every GPU and model, but once vLLM has compiled a model it keeps them with that one.
     """
     home = Path(variables.get("HOME") or Path.home())
     cache = Path(variables.get("XDG_CACHE_HOME") or home / ".cache")

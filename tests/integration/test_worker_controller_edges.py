@@ -96,7 +96,7 @@ def test_owner_consents_to_code(tmp_path: Path) -> None:
 
 
 def test_known_models_are_not_looked_at_elsewhere(tmp_path: Path) -> None:
-    """On a fresh host vLLM would have a process of its own import everything to look at the model's class, and note what it saw."""
+    """On a fresh host vLLM has a process of its own import everything to look at a new class, and notes what it saw."""
     cache = tmp_path / "cache"
     with controller(tmp_path, VLLM_CACHE_ROOT=str(cache)) as made:
         assert made.complete(made.create("first")["api_url"]) != ""
