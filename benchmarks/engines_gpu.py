@@ -2,10 +2,11 @@
 
     PYTHONPATH=. python -m benchmarks.engines_gpu --out engines_gpu.json --limit-s 200
 
-All in one run, in the order of `STEPS`, on an 8B-shaped Llama with random weights. The caches of vLLM, Inductor and Triton
-are in a new folder, so the first engine finds them empty; ``--home FOLDER`` keeps them for a second run. A step that may not
-end within the limit is left out and named; what was measured is written after every step. ``--stacks`` says what the
-processes did meanwhile. Without a GPU it tries itself out on the demo model.
+All in one run, in the order of `STEPS`, on an 8B-shaped Llama with random weights; ``--only eager`` or ``--only graphs`` takes
+a part of them. The caches of vLLM, Inductor and Triton are in a new folder, so the first engine finds them empty, and a cold
+server finds what the engines before it have compiled; ``--home FOLDER`` keeps them for another run. A step that may not end
+within the limit is left out and named; what was measured is written after every step. ``--stacks`` says what the processes did
+meanwhile. Without a GPU it tries itself out on the demo model.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from benchmarks.engines import Pool, cold, controller
 from benchmarks.report import machine, show, write_json
 from benchmarks.servers import demo_engine
 from components.engine.devices import vllm_on_cpu
+from components.engine.vllm_args import ENVIRONMENT
 
 _TELLING = re.compile(r"\b(took|takes|seconds|secs?|compil\w*|cache|GiB)\b", re.IGNORECASE)
 _ON_GPU = {"load_format": "dummy", "dtype": "bfloat16", "max_model_len": 8192, "gpu_memory_utilization": 0.85}
@@ -36,15 +38,16 @@ FEW_GRAPHS: dict[str, Any] = {**GRAPHS, "max_cudagraph_capture_size": 32}
 SLEEPY: dict[str, Any] = {**EAGER, "enable_sleep_mode": True}
 
 STEPS: tuple[tuple[str, str, dict[str, Any], float], ...] = (
-    ("eager, first on the host", "create", EAGER, 40),
+    ("eager, first on the host", "create", EAGER, 45),
     ("eager, again", "create", EAGER, 20),
-    ("CUDA graphs, first", "create", GRAPHS, 60),
-    ("CUDA graphs, again", "create", GRAPHS, 45),
-    ("vLLM's server, cold, eager", "cold", EAGER, 50),
-    ("vLLM's server, cold, CUDA graphs", "cold", GRAPHS, 50),
+    ("vLLM's server, eager, first on the host", "cold", EAGER, 60),
+    ("vLLM's server, eager, again", "cold", EAGER, 35),
     ("eager, asleep and awake", "sleep", SLEEPY, 35),
-    ("CUDA graphs up to 32 requests, first", "create", FEW_GRAPHS, 45),
-    ("CUDA graphs up to 32 requests, again", "create", FEW_GRAPHS, 30),
+    ("graphs, first", "create", GRAPHS, 60),
+    ("graphs, again", "create", GRAPHS, 40),
+    ("vLLM's server, graphs, same caches", "cold", GRAPHS, 45),
+    ("few graphs, first", "create", FEW_GRAPHS, 45),
+    ("few graphs, again", "create", FEW_GRAPHS, 25),
 )
 """Name, kind, arguments, and for how many seconds at most a step is expected to take."""
 
@@ -114,9 +117,9 @@ class Run:
                     yield f"{file.stem}: {line[-300:]}"
 
 
-def measure(run: Run, results: dict[str, Any], deadline_s: float, keep: Callable[[], None]) -> None:
-    """Take the steps that fit until `deadline_s`, and call `keep` after each."""
-    for name, kind, arguments, expected_s in STEPS:
+def measure(run: Run, only: str, results: dict[str, Any], deadline_s: float, keep: Callable[[], None]) -> None:
+    """Take the steps with `only` in their names that fit until `deadline_s`, and call `keep` after each."""
+    for name, kind, arguments, expected_s in (step for step in STEPS if only in step[0]):
         left_s = deadline_s - time.perf_counter()
         if expected_s > left_s:
             results["left_out"].append(f"{name}: {left_s:.0f} s were left, it may take {expected_s:.0f}")
@@ -159,6 +162,7 @@ def main() -> None:
     parser.add_argument("--limit-s", type=float, default=200.0, help="seconds that all may take")
     parser.add_argument("--home", type=Path, help="where caches are; default: a new folder")
     parser.add_argument("--engine", type=json.loads, help="vLLM engine arguments instead of the usual, a JSON map")
+    parser.add_argument("--only", default="", help="words in the names of the steps to take")
     parser.add_argument("--stacks", action="store_true", help="say what the processes did, function by function")
     asked = parser.parse_args()
     signal.signal(signal.SIGALRM, _stop)
@@ -172,6 +176,7 @@ def main() -> None:
             model_8b.write(Path(model))
         home = asked.home or folder / "home"
         home.mkdir(parents=True, exist_ok=True)
+        os.environ.update(ENVIRONMENT)  # vLLM files what it compiles by these, too
         os.environ.update({"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache")})
         names = ("cutlass", "quack", "flashinfer", "deep_gemm", "triton")
         results: dict[str, Any] = {
@@ -188,7 +193,7 @@ def main() -> None:
             results["pool_ready_s"] = ready_s
             logs = next(state.glob("controller-*/logs"))
             run = Run(pool, model, arguments, logs, folder / "stacks" if asked.stacks else None)
-            measure(run, results, began + asked.limit_s - 10, lambda: write_json(asked.out, results))
+            measure(run, asked.only, results, began + asked.limit_s - 10, lambda: write_json(asked.out, results))
     tell(results)
     write_json(asked.out, results)
 

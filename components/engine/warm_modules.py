@@ -34,25 +34,24 @@ _EVERYWHERE = (
 )
 _ON_CPU = ("vllm.triton_utils.dispatcher", "vllm.v1.attention.backends.cpu_attn", "vllm.v1.worker.cpu_worker")
 _ON_GPU = (
-    "torch._inductor.compile_fx",
-    "torch._inductor.standalone_compile",
+    "vllm.compilation.backends",
+    "vllm.compilation.caching",
+    "vllm.compilation.piecewise_backend",
     "vllm.v1.attention.backends.flash_attn",
     "vllm.v1.worker.gpu.model_runner",
     "vllm.v1.worker.gpu_model_runner",
     "vllm.v1.worker.gpu_worker",
 )
+# Dense models only: what mixtures of experts import on a GPU may touch it, and loading those takes minutes anyway.
 _ARCHITECTURES = (
-    "DeepseekV3ForCausalLM",
     "Gemma2ForCausalLM",
     "Gemma3ForCausalLM",
     "LlamaForCausalLM",
     "MistralForCausalLM",
-    "MixtralForCausalLM",
     "OPTForCausalLM",
     "Phi3ForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
-    "Qwen3MoeForCausalLM",
 )
 
 
