@@ -2,11 +2,11 @@
 
     PYTHONPATH=. python -m benchmarks.engines_gpu --out engines_gpu.json --limit-s 200
 
-All in one run, in the order of `STEPS`, on an 8B-shaped Llama with random weights; ``--only eager`` or ``--only graphs`` takes
-a part of them. The caches of vLLM, Inductor and Triton are in a new folder, so the first engine finds them empty, and a cold
-server finds what the engines before it have compiled; ``--home FOLDER`` keeps them for another run. A step that may not end
-within the limit is left out and named; what was measured is written after every step. ``--stacks`` says what the processes did
-meanwhile. Without a GPU it tries itself out on the demo model.
+All in one run, in the order of `STEPS`, on an 8B-shaped Llama with random weights; ``--only eager`` or ``--only graphs``
+takes a part of them. The caches of vLLM, Inductor and Triton are in a new folder, so the first engine finds them empty, and
+a cold server finds what the engines before it have compiled; ``--home FOLDER`` keeps them for another run. A step that may
+not end within the limit is left out and named; what was measured is written after every step. ``--stacks`` says what the
+processes did meanwhile. Without a GPU it tries itself out on the demo model.
 """
 
 import argparse
@@ -176,7 +176,8 @@ def main() -> None:
             model_8b.write(Path(model))
         home = asked.home or folder / "home"
         home.mkdir(parents=True, exist_ok=True)
-        os.environ.update(ENVIRONMENT)  # vLLM files what it compiles by these, too
+        # vLLM files what it compiles by its variables, too.
+        os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = ENVIRONMENT["VLLM_USE_FLASHINFER_SAMPLER"]
         os.environ.update({"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache")})
         names = ("cutlass", "quack", "flashinfer", "deep_gemm", "triton")
         results: dict[str, Any] = {
