@@ -25,6 +25,13 @@ def test_cores(ranks: int, cpus: list[int], cores: list[list[int]]) -> None:
     assert [cores_of(rank, ranks, cpus) for rank in range(ranks)] == cores
 
 
+def test_a_rank_for_each_gpu() -> None:
+    """Unless another number is asked for."""
+    assert len(rank_environments(ControllerSettings(), {}, ["0", "1", "2"], on_cpu=False)) == 3
+    assert len(rank_environments(ControllerSettings(workers=2), {}, ["0", "1", "2"], on_cpu=False)) == 2
+    assert len(rank_environments(ControllerSettings(workers=5), {}, [], on_cpu=True)) == 5
+
+
 def test_compiled_models_are_kept_by_gpu() -> None:
     """The first GPU shares vLLM's own cache, the others have theirs; Triton's kernels are one for all, and settable."""
     variables = {"HOME": "/h", "A": "b"}
