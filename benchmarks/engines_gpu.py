@@ -13,7 +13,9 @@ import argparse
 import json
 import os
 import re
+import shutil
 import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -150,6 +152,15 @@ def _cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
+def gpu() -> str:
+    """Return the GPUs' names, memory and driver; nothing where there is none."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ""
+    asked = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    return subprocess.run(asked, capture_output=True, text=True, timeout=30, check=False).stdout.strip()
+
+
 def _stop(*_: object) -> NoReturn:
     raise SystemExit("time is up; what was measured is written")
 
@@ -183,11 +194,12 @@ def main() -> None:
         results: dict[str, Any] = {
             "model": model,
             "arguments": arguments,
+            "gpu": gpu(),
             "installed": {name: find_spec(name) is not None for name in names},
             "steps": {},
             "left_out": [],
         }
-        print(machine(), arguments, results["installed"])
+        print(machine(), results["gpu"], arguments, results["installed"])
         state = folder / "state"
         extra = stacks.variables(folder / "stacks") if asked.stacks else {}
         with controller(PENSTOCK_STATE_DIR=str(state), VLLM_LOGGING_LEVEL="INFO", **extra) as (pool, ready_s):
