@@ -1,4 +1,4 @@
-"""A rank's process, spoken to as its controller and an engine's core would, and worse: nonsense costs it nothing but time."""
+"""A rank's process, spoken to as its controller and an engine's core would, and worse: nonsense costs it only time."""
 
 import os
 import socket
