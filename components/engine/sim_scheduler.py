@@ -105,6 +105,7 @@ class SimScheduler:
             self._start_waiting(step, budget, now_s)
         if not step.chunks:
             return None
+        step.work.kv_usage = self.kv_usage
         step.duration_s = self._timing.step_s(step.work)
         step.events, self._cache.events = self._cache.events, []
         return step
@@ -243,6 +244,7 @@ class SimScheduler:
     def _put(self, step: Step, sequence: SimSequence, tokens: int) -> None:
         step.chunks.append(Chunk(sequence, tokens))
         start, work = sequence.computed_tokens, step.work
+        work.grown_sequences += start + tokens == len(sequence.tokens)
         if tokens == 1 and start >= sequence.prompt_tokens:
             work.decode_sequences += 1
             work.decode_context_tokens += start
