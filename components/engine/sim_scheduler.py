@@ -229,14 +229,13 @@ class SimScheduler:
 
     def _seal(self, sequence: SimSequence, end: int) -> None:
         """Store the full blocks of the first `end` tokens. As in vLLM, others may reuse them at once."""
-        size, full_blocks = self._block_size, end // self._block_size
+        full_blocks = end // self._block_size
         if full_blocks <= sequence.sealed_blocks:
             return
-        hashes = sequence.hashes(full_blocks, size)
+        hashes = sequence.hashes(full_blocks, self._block_size)
         for index in range(sequence.sealed_blocks, full_blocks):
-            tokens = sequence.tokens[index * size : (index + 1) * size]
             parent = hashes[index - 1] if index else None
-            if self._cache.store(BlockStored(hashes[index], parent, tokens)):
+            if self._cache.store(BlockStored(hashes[index], parent)):
                 sequence.held.append(hashes[index])
                 sequence.private_blocks -= 1
         sequence.sealed_blocks = full_blocks

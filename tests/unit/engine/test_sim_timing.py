@@ -120,7 +120,7 @@ def test_own_table(tmp_path: Path) -> None:
     path.write_text(json.dumps({**fields, "base_s": 1}))
     with pytest.raises(TimingError, match=r"mine\.json.*base_s"):
         load_timing(str(path))
-    with pytest.raises(TimingError, match="neither a file nor one of h200-8b, h200-8b-graphs"):
+    with pytest.raises(TimingError, match="neither a file nor one of dynamo-mocker, h200-8b, h200-8b-graphs"):
         load_timing("h100")
 
 
