@@ -7,7 +7,7 @@ from collections.abc import Container, Mapping
 
 import msgspec
 
-from components.router.cost import Candidate, CostSettings, Overlap, Prompt, price
+from components.router.cost import NOTHING, Candidate, CostSettings, Overlap, Prompt, price
 from components.router.fleet import Fleet
 from components.router.kv_index import KvIndex
 from components.router.policies.policy import Policy
@@ -47,6 +47,8 @@ class Held(msgspec.Struct, frozen=True):
 
     def by(self, worker: str, store: str) -> Overlap:
         """Return what `worker` can reuse, which shares KV through `store`."""
+        if worker not in self.device and worker not in self.recent and worker not in self.host and store not in self.shared:
+            return NOTHING
         tier_blocks = max(self.host.get(worker, 0), self.shared.get(store, 0))
         return Overlap(self.device.get(worker, 0), self.recent.get(worker, 0), tier_blocks)
 

@@ -46,9 +46,11 @@ class _Book:
     store: str = ""
     used_tokens: int = 0
     free_tokens: int = 0
+    load: Load | None = None  # from all this; None when something has changed since
 
     def enter(self, entry: _Reservation, sign: int) -> None:
         """Add (1) or take away (-1) what `entry` counts for now."""
+        self.load = None
         self.active_tokens += sign * entry.tokens
         if entry.prefilling:
             self.queued_tokens += sign * entry.uncached_tokens
@@ -63,6 +65,7 @@ class Fleet:
         self._deadlines: list[tuple[float, str]] = []
         self._prefill = Rate(settings.prefill_s_per_token)
         self._fetch = Rate(settings.fetch_s_per_token)
+        self._usual = Speed(self._prefill.usual_s, self._fetch.usual_s)
 
     def update(self, worker: str, incarnation: str, status: WorkerStatus, now_s: float) -> bool:
         """Take a worker's word on itself.
@@ -81,7 +84,7 @@ class Fleet:
         if book is None or fresh:
             self.forget(worker)
             book = self._books[worker] = _Book(incarnation)
-        told, book.store = status.load, status.store
+        told, book.store, book.load = status.load, status.store, None
         book.told_requests = told.running_requests + told.waiting_requests
         book.used_tokens = round(told.kv_usage * status.kv_blocks) * status.block_size
         book.free_tokens = status.kv_blocks * status.block_size - book.used_tokens
@@ -168,6 +171,7 @@ class Fleet:
         elif entry.fetch_tokens >= computed_tokens:
             computing_s = computed_tokens * self._prefill.seconds(entry.worker)
             self._fetch.observe(entry.worker, entry.fetch_tokens, ttft_s - computing_s)
+        self._usual = Speed(self._prefill.usual_s, self._fetch.usual_s)
 
     def finish(self, request_id: str) -> None:
         """Note that a request has ended, well or not. Unknown ones are ignored."""
@@ -210,13 +214,17 @@ class Fleet:
             KeyError: the worker is unknown.
         """
         book = self._books[worker]
-        return Load(
-            requests=max(len(book.requests), book.told_requests),
-            queued_tokens=book.queued_tokens,
-            active_tokens=max(book.active_tokens, book.used_tokens),
-            free_kv_tokens=book.free_tokens,
-        )
+        if book.load is None:
+            book.load = Load(
+                requests=max(len(book.requests), book.told_requests),
+                queued_tokens=book.queued_tokens,
+                active_tokens=max(book.active_tokens, book.used_tokens),
+                free_kv_tokens=book.free_tokens,
+            )
+        return book.load
 
     def speed(self, worker: str) -> Speed:
         """Return how fast a worker computes and loads, as far as observed."""
-        return Speed(self._prefill.seconds(worker), self._fetch.seconds(worker))
+        if worker in self._prefill.own_s or worker in self._fetch.own_s:
+            return Speed(self._prefill.seconds(worker), self._fetch.seconds(worker))
+        return self._usual
