@@ -26,7 +26,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         kv_blocks: of each engine.
         max_running_requests: of each engine.
         max_batched_tokens: of each engine, in a step.
-        lmcache_gb: memory of an LMCache server that all engines share, in GiB; 0: none, unless there are prefill workers.
+        lmcache_gb: memory of an LMCache server that all engines share, in GiB; 0: none.
         lmcache_chunk_tokens: its unit.
         delay_s: from what happens on a worker until the router, or another worker, knows of it.
         router: the router's settings, but for the policy.

@@ -1,8 +1,8 @@
 """One run: a trace of requests through the router's own code to a fleet of simulated engines, in virtual time.
 
-Everything that decides is what runs in production: `Chooser` with its policies, index and books, `Feed`, `SimScheduler`.
-Only the wire is not there: KV events and notices arrive after a fixed delay, requests and tokens at once, statuses once a
-second.
+Everything that decides is what runs in production: `Chooser` with its policies, index and books, `Feed`, the placement of
+prompts, `SimScheduler`. Only the wire is not there: KV events, notices and jobs arrive after a fixed delay, requests and
+tokens at once, statuses once a second.
 """
 
 import gc
@@ -14,19 +14,24 @@ from functools import partial
 import msgspec
 
 from components.engine.sim_sequence import SimSequence
+from components.engine.sim_shared import SharedPrompts, capacity_chunks
 from components.engine.sim_step import Step
+from components.engine.sim_table import ChunkTable, empty_table
 from components.engine.sim_timing import TimingError, load_timing
+from components.graph.schema import LMCache
 from components.router.cost import Prompt
 from components.router.feed import Feed
 from components.router.make import make_chooser
 from components.simulate.clock import Clock
 from components.simulate.outcome import Outcome
+from components.simulate.prefill import PrefillPool, RemotePrefill
 from components.simulate.scenario import Scenario, ScenarioError
 from components.simulate.trace import Request
 from components.simulate.worker import INCARNATION, MODEL, Worker
 from components.wire.block_hash import root_hash
 from components.wire.kv import SnapshotChunk
 
+_STORE = "lmcache-0"
 _DEADLINE_S = 3600.0
 _STATUS_S = 1.0
 _FIRST_OUTPUT_ID = 1 << 31  # what is said differs from all prompts, and from request to request
@@ -78,11 +83,24 @@ class Simulation:
         self._hears_kv = router.wants_kv_events
         self._feed = Feed(self._chooser, "router-0")
         self._root = root_hash(MODEL)
-        self._workers = {
-            name: Worker(name, scenario, timing, self._clock, self._stepped)
-            for name in (f"decode-{number}" for number in range(scenario.workers))
-        }
         self._under: dict[SimSequence, _Under] = {}
+        chunks = _shared(scenario)
+        self._store = _STORE if chunks else ""
+
+        def worker(name: str, stepped: Callable[[Worker, Step], None]) -> Worker:
+            return Worker(name, scenario, timing, self._clock, stepped, chunks)
+
+        self._workers = {name: worker(name, self._stepped) for name in _names("decode", scenario.workers)}
+        self._pool = PrefillPool(self._clock, scenario.delay_s)
+        for name in _names("prefill", scenario.prefill_workers):
+            self._pool.hire(worker(name, self._prefill_stepped))
+        self._remotes: dict[str, RemotePrefill] = {}
+        if chunks and scenario.prefill_workers:
+            prompts = SharedPrompts(chunks, scenario.block_size)
+            for name, each in self._workers.items():
+                self._remotes[name] = RemotePrefill(
+                    each, self._pool, prompts, scenario.disagg, self._clock, scenario.block_size
+                )
 
     def run(self) -> Outcome:
         """Return what came of it."""
@@ -97,6 +115,7 @@ class Simulation:
             outcome.cached_tokens += totals.cached
             outcome.preempted += totals.preempted_sequences
             outcome.busy_s += worker.busy_s
+        outcome.remote_prefills = sum(remote.prefilled for remote in self._remotes.values())
         outcome.workers = len(self._workers)
         outcome.span_s = self._clock.now_s
         outcome.wall_s = time.perf_counter() - started_s
@@ -105,9 +124,10 @@ class Simulation:
 
     def _open(self) -> None:
         """Have everybody known and trusted before the first request; statuses are spread over a second."""
-        for place, worker in enumerate(self._workers.values()):
+        everybody = [*self._workers.values(), *self._pool.workers.values()]
+        for place, worker in enumerate(everybody):
             self._tell(worker)
-            self._clock.at(_STATUS_S * (1 + place / len(self._workers)), partial(self._tell_on, worker))
+            self._clock.at(_STATUS_S * (1 + place / len(everybody)), partial(self._tell_on, worker))
         for ask in self._feed.due(0.0):
             chunk = SnapshotChunk(
                 snapshot_id=ask.snapshot_id, worker=ask.worker, incarnation=INCARNATION, seq=-1, index=0, last=True
@@ -121,33 +141,49 @@ class Simulation:
 
     def _arrive(self, number: int, request: Request, coming: Iterator[tuple[int, Request]]) -> None:
         now_s, size = self._clock.now_s, self._scenario.block_size
-        sequence = SimSequence(request.tokens(), request.output_length, lambda: _FIRST_OUTPUT_ID + number, self._root)
+        sequence = self._sequence(number, request, request.output_length)
         prompt = Prompt(sequence.prompt_hashes(size), sequence.prompt_tokens, request.session)
         choice = self._chooser.choose(str(number), prompt, now_s, now_s + _DEADLINE_S).choice
         if choice is None:
             raise ScenarioError("no worker to choose")
         self.outcome.expected_tokens += (choice.expected_blocks + choice.fetch_blocks) * size
         self._under[sequence] = _Under(str(number), now_s)
-        self._workers[choice.worker].add(sequence)
+        if remote := self._remotes.get(choice.worker):
+            remote.add(sequence, partial(self._sequence, number, request, 1))
+        else:
+            self._workers[choice.worker].add(sequence)
         self._await(coming)
 
+    def _sequence(self, number: int, request: Request, max_tokens: int) -> SimSequence:
+        return SimSequence(request.tokens(), max_tokens, lambda: _FIRST_OUTPUT_ID + number, self._root)
+
     def _stepped(self, worker: Worker, step: Step) -> None:
-        now_s = self._clock.now_s
-        later_s = now_s + self._scenario.delay_s
         grown = worker.scheduler.complete(step)
-        if self._hears_kv and (batch := worker.batch(step)):
-            self._clock.at(later_s, partial(self._feed.batch, batch, later_s))
+        later_s = self._clock.now_s + self._scenario.delay_s
+        self._tell_kv(worker, step, later_s)
         for sequence in grown:
             if sequence.output_tokens == 1:
                 self._first_token(worker, sequence, later_s)
             if sequence.finished:
                 self._finished(sequence, later_s)
 
+    def _prefill_stepped(self, worker: Worker, step: Step) -> None:
+        grown = worker.scheduler.complete(step)
+        self._tell_kv(worker, step, self._clock.now_s + self._scenario.delay_s)
+        self._pool.stepped(grown)
+
+    def _tell_kv(self, worker: Worker, step: Step | None, later_s: float) -> None:
+        batch = worker.batch(step)
+        if batch and self._hears_kv:
+            self._clock.at(later_s, partial(self._feed.batch, batch, later_s))
+
     def _first_token(self, worker: Worker, sequence: SimSequence, later_s: float) -> None:
         under = self._under[sequence]
         under.ttft_s = self._clock.now_s - under.arrived_s
         hear = partial(self._chooser.first_token, under.number, worker.name, later_s, sequence.cached_tokens)
         self._clock.at(later_s, hear)
+        if remote := self._remotes.get(worker.name):
+            remote.first_token(sequence)
 
     def _finished(self, sequence: SimSequence, later_s: float) -> None:
         under = self._under.pop(sequence)
@@ -160,13 +196,18 @@ class Simulation:
             self._progress(self._all - self._left)
 
     def _tell(self, worker: Worker) -> None:
-        now_s = self._clock.now_s
-        self._chooser.fleet.update(worker.name, INCARNATION, worker.status(""), now_s)
+        """Have the router hear a worker's status; of prefill workers, it minds only what they put into the shared cache."""
+        now_s, prefills = self._clock.now_s, worker.name in self._pool.workers
+        if not prefills:
+            remote = self._remotes.get(worker.name)
+            status = worker.status(self._store, remote.waiting if remote else 0)
+            self._chooser.fleet.update(worker.name, INCARNATION, status, now_s)
         if self._hears_kv:
-            self._feed.listen_to(worker.name, INCARNATION, now_s)
+            self._feed.listen_to(worker.name, INCARNATION, now_s, self._store, only_shared=prefills)
 
     def _tell_on(self, worker: Worker) -> None:
         self._tell(worker)
+        self._tell_kv(worker, None, self._clock.now_s)
         self._chooser.fleet.expire(self._clock.now_s)
         self._clock.at(self._clock.now_s + _STATUS_S, partial(self._tell_on, worker))
 
@@ -183,10 +224,27 @@ def simulate(
         gc.enable()
 
 
+def _names(component: str, count: int) -> list[str]:
+    return [f"{component}-{number}" for number in range(count)]
+
+
+def _shared(scenario: Scenario) -> ChunkTable | None:
+    """Return an empty shared cache, if there is one."""
+    if not scenario.lmcache_gb:
+        return None
+    settings = LMCache(l1_gb=scenario.lmcache_gb, chunk_tokens=scenario.lmcache_chunk_tokens)
+    return ChunkTable(empty_table(capacity_chunks(settings), settings.chunk_tokens))
+
+
 def _check(requests: Sequence[Request], scenario: Scenario) -> None:
     """Raise what `Simulation` raises."""
     if scenario.workers < 1:
         raise ScenarioError("workers: must be at least 1")
+    if scenario.prefill_workers and not scenario.lmcache_gb:
+        raise ScenarioError("prefill_workers: decode workers load their KV from LMCache; lmcache_gb must be more than 0")
+    if scenario.lmcache_gb and scenario.lmcache_chunk_tokens % scenario.block_size:
+        whole = f"must be a multiple of block_size {scenario.block_size}"
+        raise ScenarioError(f"lmcache_chunk_tokens: {whole}, not {scenario.lmcache_chunk_tokens}")
     room = scenario.kv_blocks * scenario.block_size
     longest = max(request.input_length + request.output_length for request in requests)
     if longest > room:

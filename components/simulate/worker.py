@@ -6,6 +6,8 @@ Knows no router and no trace.
 from collections.abc import Callable
 from functools import partial
 
+from msgspec.structs import replace
+
 from components.engine.sim_kv import KvPending
 from components.engine.sim_scheduler import SimScheduler
 from components.engine.sim_sequence import SimSequence
@@ -80,11 +82,17 @@ class Worker:
         scheduler = self.scheduler
         return WorkerLoad(len(scheduler.running), scheduler.waiting_requests, scheduler.kv_usage)
 
-    def status(self, store: str) -> WorkerStatus:
-        """Return what it tells of itself; it shares KV through `store`."""
-        scenario = self._scenario
+    def status(self, store: str, elsewhere: int = 0) -> WorkerStatus:
+        """Return what it tells of itself.
+
+        Args:
+            store: the LMCache server it shares KV through; empty without one.
+            elsewhere: requests that wait for a remote prefill.
+        """
+        scenario, load = self._scenario, self.load()
+        load = replace(load, waiting_requests=load.waiting_requests + elsewhere)
         max_model_len = scenario.kv_blocks * scenario.block_size
-        return WorkerStatus(MODEL, max_model_len, scenario.block_size, scenario.kv_blocks, self.load(), store=store)
+        return WorkerStatus(MODEL, max_model_len, scenario.block_size, scenario.kv_blocks, load, store=store)
 
     def batch(self, step: Step | None = None) -> KvBatch | None:
         """Return what there is to tell of its KV after `step`, or at any time; None when that is nothing."""
