@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,71 +13,109 @@ from rich.table import Table
 
 from components.launch.target import fail
 from components.launch.views import make_table
-from components.router.policies import POLICIES
+from components.simulate.generate import Kind, Traffic, generate
 from components.simulate.outcome import Slo
+from components.simulate.plots import PlotError, check, plot
 from components.simulate.scenario import Scenario, ScenarioError, grid
 from components.simulate.simulation import simulate as run_scenario
-from components.simulate.table import Row, as_json, told_apart
-from components.simulate.trace import Request, TraceError, cut, read_trace
+from components.simulate.table import Row, as_json, columns, fields, labels
+from components.simulate.trace import Request, TraceError, cut, read_trace, write_trace
 
 _DEFAULTS = Scenario()
+_TRAFFIC = Traffic(kind=Kind.SESSIONS, requests=2000, rate=10.0)
 
 
-def _list(help_text: str) -> Any:
+def _several(help_text: str) -> Any:
     return typer.Option(metavar="VALUE[,VALUE…]", help=help_text)
 
 
 def simulate(
-    trace: Annotated[Path, typer.Argument(metavar="TRACE.jsonl", help="Requests in Mooncake's format.")],
-    speed: Annotated[str, _list("The trace's requests come so many times as fast.")] = "1",
-    seconds: Annotated[float | None, typer.Option(help="Only the trace's first so many seconds.", min=0.001)] = None,
-    requests: Annotated[int | None, typer.Option(help="At most so many requests.", min=1)] = None,
-    workers: Annotated[str, _list("Decode workers.")] = str(_DEFAULTS.workers),
-    policy: Annotated[str, _list("How they are chosen: kv, approximate, round_robin, random, least_loaded.")] = "kv",
-    block_size: Annotated[str, _list("Tokens a KV block.")] = str(_DEFAULTS.block_size),
-    kv_blocks: Annotated[str, _list("KV blocks of each engine.")] = str(_DEFAULTS.kv_blocks),
-    timing: Annotated[str, _list("Timing tables: built-in ones, or JSON files.")] = _DEFAULTS.timing,
+    trace: Annotated[Path | None, typer.Argument(metavar="[TRACE.jsonl]", help="Requests in Mooncake's format.")] = None,
+    make: Annotated[Kind | None, typer.Option("--generate", help="Make traffic up instead.")] = None,
+    rate: Annotated[float, typer.Option(help="Made up: requests a second.", min=0.001)] = _TRAFFIC.rate,
+    input_tokens: Annotated[int, typer.Option(help="Made up: of a prompt, on average.", min=2)] = _TRAFFIC.input_tokens,
+    output_tokens: Annotated[int, typer.Option(help="Made up: of an answer, on average.", min=1)] = _TRAFFIC.output_tokens,
+    save_trace: Annotated[Path | None, typer.Option(help="Write the requests there, as a trace.")] = None,
+    speed: Annotated[str, _several("Requests come so many times as fast.")] = "1",
+    seconds: Annotated[float | None, typer.Option(help="Only the first so many seconds.", min=0.001)] = None,
+    requests: Annotated[int | None, typer.Option(help="At most so many requests; made up: 2000.", min=1)] = None,
+    workers: Annotated[str, _several("Decode workers; 6+2: and two prefill workers.")] = str(_DEFAULTS.workers),
+    policy: Annotated[str, _several("kv, approximate, round_robin, random, least_loaded.")] = _DEFAULTS.policy,
+    block_size: Annotated[str, _several("Tokens a KV block.")] = str(_DEFAULTS.block_size),
+    kv_blocks: Annotated[str, _several("KV blocks of each engine.")] = str(_DEFAULTS.kv_blocks),
+    lmcache_gb: Annotated[str, _several("Memory of an LMCache server that all share, in GiB; 0: none.")] = "0",
+    timing: Annotated[str, _several("Timing tables of engines: built-in ones, or JSON files.")] = _DEFAULTS.timing,
+    more: Annotated[
+        list[str],
+        typer.Option("--set", metavar="SETTING=VALUE[,VALUE…]", help="Any other setting, such as router.decode_weight."),
+    ] = [],  # noqa: B006 typer copies it
     seed: Annotated[int, typer.Option(help="Of all chance; the same arguments give the same figures.")] = 0,
-    slo_ttft_ms: Annotated[float | None, typer.Option(help="A request counts as served well within so much.", min=0)] = None,
-    slo_tpot_ms: Annotated[float | None, typer.Option(help="Likewise, for each further token.", min=0)] = None,
+    slo_ttft_ms: Annotated[float | None, typer.Option(help="Show how many requests began so soon.", min=0)] = None,
+    slo_tpot_ms: Annotated[float | None, typer.Option(help="And went on so fast, a token.", min=0)] = None,
+    plot_file: Annotated[Path | None, typer.Option("--plot", help="Draw the table there, as SVG.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures there; - for standard output.")] = None,
 ) -> None:
-    """Say what a fleet would make of a trace: simulated engines behind the real router, in virtual time.
+    """Say what fleets would make of traffic: simulated engines behind the real router, in virtual time.
 
     Options that take several values, separated by commas, give a table of all combinations.
     """
+    dimensions = {
+        "timing": timing,
+        "lmcache_gb": lmcache_gb,
+        "workers": workers,
+        "block_size": block_size,
+        "kv_blocks": kv_blocks,
+        **dict(_split(setting) for setting in more),
+        "policy": policy,
+    }
     try:
-        whole = read_trace(trace)
-        scenarios = grid(
-            Scenario(seed=seed),
-            {
-                "timing": _texts(timing),
-                "workers": _integers("workers", workers),
-                "block_size": _integers("block-size", block_size),
-                "kv_blocks": _integers("kv-blocks", kv_blocks),
-                "policy": _policies(policy),
-            },
-        )
-        speeds = _positive("speed", speed)
-    except (TraceError, ScenarioError) as error:
+        if plot_file is not None:
+            check()
+        fleets = grid(Scenario(seed=seed), {path: values.split(",") for path, values in dimensions.items()})
+        speeds = _speeds(speed)
+        if (trace is None) == (make is None):
+            fail("name a trace, or --generate one")
+        if make is not None:
+            count = requests or _TRAFFIC.requests
+            name, whole = (
+                f"{make.value}, {rate:g}/s",
+                generate(
+                    Traffic(
+                        kind=make,
+                        requests=count,
+                        rate=rate,
+                        input_tokens=input_tokens,
+                        output_tokens=output_tokens,
+                        seed=seed,
+                    )
+                ),
+            )
+        elif trace is not None:
+            name, whole = trace.stem, read_trace(trace)
+        if save_trace is not None:
+            write_trace(save_trace, whole)
+        traffic = {f"{name} x {factor:g}": cut(whole, factor, seconds, requests) for factor in speeds}
+        rows = _run(traffic, fleets, Slo(slo_ttft_ms, slo_tpot_ms))
+        _show(rows, json_file)
+        if plot_file is not None:
+            plot(rows, plot_file)
+    except (TraceError, ScenarioError, PlotError) as error:
         fail(str(error))
-    slo = Slo(slo_ttft_ms, slo_tpot_ms)
-    rows: list[Row] = []
-    try:
-        with _bar() as bar:
-            for factor in speeds:
-                kept = cut(whole, factor, seconds, requests)
-                rows += [_run(bar, f"{trace.stem} x {factor:g}", kept, scenario, slo) for scenario in scenarios]
-    except ScenarioError as error:
-        fail(str(error))
-    _show(rows, json_file)
 
 
-def _run(bar: Progress, name: str, requests: Sequence[Request], scenario: Scenario, slo: Slo) -> Row:
-    task = bar.add_task(f"{name}, {scenario.workers} workers, {scenario.policy}", total=len(requests))
-    outcome = run_scenario(requests, scenario, lambda ended: bar.update(task, completed=ended))
-    bar.remove_task(task)
-    return Row(name, scenario, outcome.figures(slo))
+def _run(traffic: Mapping[str, Sequence[Request]], fleets: Sequence[Scenario], slo: Slo) -> list[Row]:
+    """Run every fleet under every traffic, with a bar for each run and one for all."""
+    rows = []
+    with _bar() as bar:
+        whole = bar.add_task("all", total=sum(map(len, traffic.values())) * len(fleets))
+        for name, requests in traffic.items():
+            for fleet in fleets:
+                task = bar.add_task(f"{name}, {fleet.workers} workers, {fleet.policy}", total=len(requests))
+                outcome = run_scenario(requests, fleet, lambda ended, task=task: bar.update(task, completed=ended))  # type: ignore[misc]
+                bar.remove_task(task)
+                bar.advance(whole, len(requests))
+                rows.append(Row(name, fleet, outcome.figures(slo)))
+    return rows
 
 
 def _bar() -> Progress:
@@ -93,31 +131,15 @@ def _bar() -> Progress:
     )
 
 
-_COLUMNS: list[tuple[str, Callable[[Row], str]]] = [
-    ("prefix reuse", lambda row: f"{row.figures.reuse_ratio:.3f}"),
-    ("TTFT ms: mean", lambda row: f"{row.figures.ttft_mean_ms:,.0f}"),
-    ("p50", lambda row: f"{row.figures.ttft_p50_ms:,.0f}"),
-    ("p99", lambda row: f"{row.figures.ttft_p99_ms:,.0f}"),
-    ("TPOT ms: mean", lambda row: f"{row.figures.tpot_mean_ms:,.1f}"),
-    ("p99", lambda row: f"{row.figures.tpot_p99_ms:,.1f}"),
-    ("E2E ms: mean", lambda row: f"{row.figures.e2e_mean_ms:,.0f}"),
-    ("output tokens/s", lambda row: f"{row.figures.output_tokens_per_s:,.0f}"),
-    ("busy", lambda row: f"{row.figures.busy_ratio:.0%}"),
-]
-
-
 def table_of(rows: Sequence[Row]) -> Table:
     """Return the table people see: what tells the rows apart, then the figures."""
-    fields = told_apart(rows)
-    several_traces = len({row.trace for row in rows}) > 1
-    columns = list(_COLUMNS)
-    if rows[0].figures.within_slo_ratio is not None:
-        columns.append(("within SLO", lambda row: f"{row.figures.within_slo_ratio or 0:.1%}"))
-    heads = [*(["trace"] if several_traces else []), *(field.replace("_", " ") for field in fields)]
-    table = make_table(*heads, *(head for head, _ in columns))
+    paths, shown = fields(rows), columns(rows)
+    several = len({row.trace for row in rows}) > 1
+    heads = [*(["traffic"] if several else []), *(path.replace("_", " ") for path in paths)]
+    table = make_table(*heads, *(column.title for column in shown))
     for row in rows:
-        names = [*([row.trace] if several_traces else []), *(str(getattr(row.scenario, field)) for field in fields)]
-        table.add_row(*names, *(cell(row) for _, cell in columns))
+        names = [*([row.trace] if several else []), *labels(row, paths)]
+        table.add_row(*names, *(column.cell(row.figures) for column in shown))
     return table
 
 
@@ -126,39 +148,25 @@ def _show(rows: Sequence[Row], json_file: Path | None) -> None:
         typer.echo(json.dumps(as_json(rows), indent=1))
         return
     first = rows[0]
-    typer.echo(f"{first.trace}, {first.figures.requests:,} requests, {first.scenario.workers} workers")
+    seconds = f"{sum(row.figures.wall_s for row in rows):.1f} s of simulation"
+    typer.echo(f"{first.trace}: {first.figures.requests:,} requests, timing {first.scenario.timing}; {seconds}")
     Console(width=None if sys.stdout.isatty() else 200, markup=False).print(table_of(rows))
     if json_file is not None:
         json_file.write_text(json.dumps(as_json(rows), indent=1) + "\n")
 
 
-def _texts(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",")]
+def _split(setting: str) -> tuple[str, str]:
+    path, equals, values = setting.partition("=")
+    if not equals:
+        fail(f"--set: must be SETTING=VALUE, not {setting!r}")
+    return path, values
 
 
-def _integers(name: str, text: str) -> list[int]:
+def _speeds(text: str) -> list[float]:
     try:
-        values = [int(word) for word in text.split(",")]
+        speeds = [float(word) for word in text.split(",")]
     except ValueError:
-        raise ScenarioError(f"--{name}: must be whole numbers, separated by commas, not {text!r}") from None
-    if min(values) < 1:
-        raise ScenarioError(f"--{name}: must be at least 1")
-    return values
-
-
-def _positive(name: str, text: str) -> list[float]:
-    try:
-        values = [float(word) for word in text.split(",")]
-    except ValueError:
-        raise ScenarioError(f"--{name}: must be numbers, separated by commas, not {text!r}") from None
-    if not all(0 < value < float("inf") for value in values):
-        raise ScenarioError(f"--{name}: must be more than 0")
-    return values
-
-
-def _policies(text: str) -> list[str]:
-    names = _texts(text)
-    for name in names:
-        if name not in POLICIES:
-            raise ScenarioError(f"--policy: no policy is called {name!r}; there are {', '.join(POLICIES)}")
-    return names
+        fail(f"--speed: must be numbers, separated by commas, not {text!r}")
+    if not all(0 < speed < float("inf") for speed in speeds):
+        fail("--speed: must be more than 0")
+    return speeds

@@ -1,12 +1,13 @@
 """What is simulated: one fleet, and the table of fleets that a question asks for. Pure data."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from components.graph.schema import Disagg, RouterSettings
+from components.router.policies import POLICIES
 
 
 class ScenarioError(Exception):
@@ -51,12 +52,67 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
 
 
-def grid(base: Scenario, dimensions: Mapping[str, Sequence[Any]]) -> list[Scenario]:
+def grid(base: Scenario, dimensions: Mapping[str, Sequence[str]]) -> list[Scenario]:
     """Return a scenario for each combination of values, the last dimension changing fastest.
 
     Args:
         base: has all other values.
-        dimensions: field → its values.
+        dimensions: field → its values as text, such as ``{"workers": ["8", "6+2"], "router.decode_weight": ["0.2"]}``. Of
+            `workers`, 6+2 means six decode workers and two prefill workers.
+
+    Raises:
+        ScenarioError: there is no such field, or a value is none of its values.
     """
-    combinations = itertools.product(*dimensions.values())
-    return [msgspec.structs.replace(base, **dict(zip(dimensions, values, strict=True))) for values in combinations]
+    fleets = []
+    for combination in itertools.product(*dimensions.values()):
+        raw = msgspec.to_builtins(base)
+        for path, text in zip(dimensions, combination, strict=True):
+            _set(raw, path, text.strip())
+        fleets.append(_scenario(raw))
+    return fleets
+
+
+def _scenario(raw: dict[str, Any]) -> Scenario:
+    try:
+        scenario = msgspec.convert(raw, Scenario, strict=False)
+    except msgspec.ValidationError as error:
+        raise ScenarioError(str(error)) from error
+    if scenario.policy not in POLICIES:
+        raise ScenarioError(f"policy: there is no {scenario.policy!r}; there are {', '.join(POLICIES)}")
+    for field in ("speed", "block_size", "kv_blocks", "max_running_requests", "max_batched_tokens"):
+        if not 0 < getattr(scenario, field) < float("inf"):
+            raise ScenarioError(f"{field}: must be more than 0")
+    return scenario
+
+
+def _set(raw: dict[str, Any], path: str, text: str) -> None:
+    if path == "workers":
+        text, _, prefills = text.partition("+")
+        raw["prefill_workers"] = prefills or raw["prefill_workers"]
+    *sections, field = path.split(".")
+    for section in sections:
+        raw = raw.get(section, {})
+        if not isinstance(raw, dict):
+            break
+    if not isinstance(raw, dict) or field not in raw:
+        raise ScenarioError(f"{path}: there is no such setting")
+    raw[field] = text
+
+
+def varying(scenarios: Sequence[Scenario]) -> list[str]:
+    """Return the settings, by their paths, in which scenarios differ."""
+    flat = [dict(_flat(msgspec.to_builtins(scenario))) for scenario in scenarios]
+    return [path for path in flat[0] if len({repr(each[path]) for each in flat}) > 1]
+
+
+def value_at(scenario: Scenario, path: str) -> Any:
+    """Return the value of a setting, by its path."""
+    return dict(_flat(msgspec.to_builtins(scenario)))[path]
+
+
+def _flat(raw: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in raw.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield before + name, value

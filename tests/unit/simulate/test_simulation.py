@@ -84,5 +84,5 @@ def test_fleets_that_make_no_sense() -> None:
 
 def test_all_combinations() -> None:
     """The last dimension changes fastest."""
-    fleets = grid(SMALL, {"workers": [1, 2], "policy": ["kv", "random"]})
+    fleets = grid(SMALL, {"workers": ["1", "2"], "policy": ["kv", "random"]})
     assert [(fleet.workers, fleet.policy) for fleet in fleets] == [(1, "kv"), (1, "random"), (2, "kv"), (2, "random")]
