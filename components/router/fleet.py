@@ -8,7 +8,9 @@ Knows nothing of blocks or costs. Times are of one monotonic clock, in seconds.
 """
 
 import heapq
+from collections.abc import Container
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from components.router.cost import CostSettings, Load, Speed
 from components.router.rate import Rate
@@ -18,6 +20,20 @@ SETTLE_S = 2.0
 """A request younger than this may not be in its worker's status yet."""
 
 _AS_PREDICTED = 0.1  # share of the prompt by which reuse may differ from what was predicted
+
+
+class Standing(NamedTuple):
+    """One worker as a choice sees it.
+
+    Attributes:
+        worker: its name.
+        store: the LMCache server it shares KV through; empty without one.
+        load: how busy it is: our books, or its own word where that is more.
+    """
+
+    worker: str
+    store: str
+    load: Load
 
 
 @dataclass(slots=True)
@@ -46,11 +62,11 @@ class _Book:
     store: str = ""
     used_tokens: int = 0
     free_tokens: int = 0
-    load: Load | None = None  # from all this; None when something has changed since
+    standing: Standing | None = None  # from all this; None when something has changed since
 
     def enter(self, entry: _Reservation, sign: int) -> None:
         """Add (1) or take away (-1) what `entry` counts for now."""
-        self.load = None
+        self.standing = None
         self.active_tokens += sign * entry.tokens
         if entry.prefilling:
             self.queued_tokens += sign * entry.uncached_tokens
@@ -84,7 +100,7 @@ class Fleet:
         if book is None or fresh:
             self.forget(worker)
             book = self._books[worker] = _Book(incarnation)
-        told, book.store, book.load = status.load, status.store, None
+        told, book.store, book.standing = status.load, status.store, None
         book.told_requests = told.running_requests + told.waiting_requests
         book.used_tokens = round(told.kv_usage * status.kv_blocks) * status.block_size
         book.free_tokens = status.kv_blocks * status.block_size - book.used_tokens
@@ -213,15 +229,23 @@ class Fleet:
         Raises:
             KeyError: the worker is unknown.
         """
-        book = self._books[worker]
-        if book.load is None:
-            book.load = Load(
+        return self._standing(worker, self._books[worker]).load
+
+    def standings(self, excluded: Container[str] = ()) -> list[Standing]:
+        """Return how all known workers stand, in order of appearance, but for those in `excluded`."""
+        books = self._books.items()
+        return [book.standing or self._standing(name, book) for name, book in books if name not in excluded]
+
+    def _standing(self, worker: str, book: _Book) -> Standing:
+        if book.standing is None:
+            load = Load(
                 requests=max(len(book.requests), book.told_requests),
                 queued_tokens=book.queued_tokens,
                 active_tokens=max(book.active_tokens, book.used_tokens),
                 free_kv_tokens=book.free_tokens,
             )
-        return book.load
+            book.standing = Standing(worker, book.store, load)
+        return book.standing
 
     def speed(self, worker: str) -> Speed:
         """Return how fast a worker computes and loads, as far as observed."""
