@@ -71,7 +71,9 @@ class _Ids:
 
 
 def _length(rng: random.Random, mean: float) -> int:
-    return 1 + int(min(rng.expovariate(1 / max(mean, 1e-9)), _LONGEST * mean))
+    """Return a length of at least 1; a mean below that counts as 1."""
+    mean = max(mean, 1.0)
+    return 1 + int(min(rng.expovariate(1 / mean), _LONGEST * mean))
 
 
 def _request(time_s: float, tokens: int, output: int, ids: list[int], session: str | None = None) -> Request:
@@ -84,7 +86,7 @@ def _request(time_s: float, tokens: int, output: int, ids: list[int], session: s
 def _prefixes(traffic: Traffic, rng: random.Random) -> Iterator[Request]:
     """Paths through a tree whose levels together are half of a prompt, then something of its own."""
     ids, nodes = _Ids(), dict[tuple[int, ...], list[int]]()
-    level_tokens = max(traffic.input_tokens // (2 * _DEPTH) // TRACE_BLOCK_TOKENS, 1) * TRACE_BLOCK_TOKENS
+    level_tokens = max(round(traffic.input_tokens / (2 * _DEPTH) / TRACE_BLOCK_TOKENS), 1) * TRACE_BLOCK_TOKENS
     weights = [1 / (branch + 1) for branch in range(_BRANCHES)]
     time_s = 0.0
     while True:
@@ -93,7 +95,7 @@ def _prefixes(traffic: Traffic, rng: random.Random) -> Iterator[Request]:
         prompt: list[int] = []
         for depth in range(1, _DEPTH + 1):
             prompt += nodes.setdefault(path[:depth], []) or _fill(nodes[path[:depth]], ids.new(level_tokens))
-        own = _length(rng, max(traffic.input_tokens - _DEPTH * level_tokens, 1))
+        own = _length(rng, traffic.input_tokens - _DEPTH * level_tokens)
         tokens = _DEPTH * level_tokens + own
         yield _request(time_s, tokens, _length(rng, traffic.output_tokens), prompt + ids.new(own))
 

@@ -88,7 +88,7 @@ def _scenario(raw: dict[str, Any]) -> Scenario:
 def _set(raw: dict[str, Any], path: str, text: str) -> None:
     if path == "workers":
         text, _, prefills = text.partition("+")
-        raw["prefill_workers"] = prefills or raw["prefill_workers"]
+        raw["prefill_workers"] = prefills.strip() or raw["prefill_workers"]
     *sections, field = path.split(".")
     for section in sections:
         raw = raw.get(section, {})
@@ -96,7 +96,7 @@ def _set(raw: dict[str, Any], path: str, text: str) -> None:
             break
     if not isinstance(raw, dict) or field not in raw:
         raise ScenarioError(f"{path}: there is no such setting")
-    raw[field] = text
+    raw[field] = text.strip()
 
 
 def varying(scenarios: Sequence[Scenario]) -> list[str]:
