@@ -110,6 +110,18 @@ class SimScheduler:
         step.events, self._cache.events = self._cache.events, []
         return step
 
+    def repeats(self, step: Step) -> int:
+        """Return how many times in a row `step` may be taken: steps that differ in nothing but the tokens they add.
+
+        That is once, unless all it does is to decode, nobody waits, no block is taken or stored, and nobody ends before the
+        last time. The caller ends a run early where a sequence arrives, takes `Timing.run_s`, and tells by `Step.times`.
+        """
+        if self.waiting or self._loading or step.events or step.work.decode_sequences < len(self.running):
+            return 1
+        return min(
+            min(each.easy_tokens - each.computed_tokens, each.max_tokens - each.output_tokens) for each in self.running
+        )
+
     def complete(self, step: Step) -> list[SimSequence]:
         """Return the sequences that got a new token from `step`; those at their `max_tokens` have finished."""
         grown, finished = [], []
@@ -121,11 +133,11 @@ class SimScheduler:
             if sequence.computed_tokens == len(sequence.tokens):
                 if sequence.output_tokens == 0:
                     self._count_prompt(sequence, step)
-                sequence.grow()
+                sequence.grow(step.times)
                 grown.append(sequence)
                 if sequence.output_tokens >= sequence.max_tokens:
                     finished.append(sequence)
-        self.totals.output += len(grown)
+        self.totals.output += len(grown) * step.times
         for sequence in finished:
             self.finish(sequence)
         return grown

@@ -61,10 +61,12 @@ class SimSequence:
         self._root = root
         self._hashes: list[int] = []  # of the full blocks looked at so far
 
-    def grow(self) -> None:
-        """Add the next output token."""
-        self.tokens.append(self.next_token())
-        self.output_tokens += 1
+    def grow(self, count: int = 1) -> None:
+        """Add the next output tokens; all but the last are computed."""
+        for _ in range(count):
+            self.tokens.append(self.next_token())
+        self.output_tokens += count
+        self.computed_tokens += count - 1
 
     def hashes(self, blocks: int, block_size: int) -> list[int]:
         """Return the chained hashes of the first `blocks` full blocks."""

@@ -79,6 +79,11 @@ class Timing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Return how long a step takes, in seconds."""
         return (max(self.base_ms * 1e3, self._prefill_us(work)) + self._decode_us(work)) / 1e6
 
+    def run_s(self, work: StepWork, times: int) -> float:
+        """Return how long it takes to do `work` so many times, where it is only decoding, of contexts that grow."""
+        longer_s = work.decode_sequences * self.per_decode_context_token_us / 1e6
+        return times * self.step_s(work) + times * (times - 1) / 2 * longer_s
+
     def _prefill_us(self, work: StepWork) -> float:
         tokens = work.prefill_tokens
         if not tokens:

@@ -3,7 +3,9 @@
 Knows no router and no trace.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from msgspec.structs import replace
@@ -23,6 +25,15 @@ from components.worker.kv_held import HeldBlocks
 MODEL = "trace"
 INCARNATION = "life"
 """Nobody dies here."""
+
+
+@dataclass(slots=True)
+class _Run:
+    """Steps under way that are alike."""
+
+    step: Step
+    begin_s: float
+    end_s: float = 0.0
 
 
 class Worker:
@@ -68,13 +79,16 @@ class Worker:
         self._scenario = scenario
         self._clock = clock
         self._stepped = stepped
-        self._computing = False
+        self._timing = timing
+        self._run: _Run | None = None
         self._pending = KvPending(chunks)
         self._seq = -1
 
     def add(self, sequence: SimSequence) -> None:
         """Take in a request."""
         self.scheduler.add(sequence, self._clock.now_s)
+        if self._run is not None:
+            self._shorten(self._run)
         self._wait()
 
     def load(self) -> WorkerLoad:
@@ -107,21 +121,42 @@ class Worker:
 
     def _wait(self) -> None:
         arrival_s = self.scheduler.next_arrival_s()
-        if not self._computing and arrival_s is not None:
+        if self._run is None and arrival_s is not None:
             self._clock.at(max(arrival_s, self._clock.now_s), self._begin)
 
     def _begin(self) -> None:
-        if self._computing:
+        if self._run is not None:
             return
         step = self.scheduler.schedule(self._clock.now_s)
         if step is None:
             self._wait()
             return
-        self._computing = True
-        self.busy_s += step.duration_s
-        self._clock.at(self._clock.now_s + step.duration_s, partial(self._end, step))
+        step.times = self.scheduler.repeats(step)
+        self._run = run = _Run(step, self._clock.now_s)
+        self._end_later(run)
+        self._shorten(run)
 
-    def _end(self, step: Step) -> None:
-        self._computing = False
-        self._stepped(self, step)
+    def _shorten(self, run: _Run) -> None:
+        """End a run of steps with the first that ends when somebody has arrived."""
+        arrival_s = self.scheduler.next_arrival_s()
+        if run.step.times == 1 or arrival_s is None or arrival_s > run.end_s:
+            return
+        taken_s = partial(self._timing.run_s, run.step.work)
+        times = 1 + bisect_left(range(1, run.step.times), arrival_s - run.begin_s, key=taken_s)
+        if times < run.step.times:
+            run.step.times = times
+            self._end_later(run)
+
+    def _end_later(self, run: _Run) -> None:
+        step = run.step
+        taken_s = step.duration_s if step.times == 1 else self._timing.run_s(step.work, step.times)
+        run.end_s = run.begin_s + taken_s
+        self._clock.at(run.end_s, partial(self._end, run, step.times))
+
+    def _end(self, run: _Run, times: int) -> None:
+        if run.step.times != times:
+            return  # it was shortened, and has ended
+        self.busy_s += run.end_s - run.begin_s
+        self._run = None
+        self._stepped(self, run.step)
         self._begin()

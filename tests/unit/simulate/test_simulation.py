@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from components.engine.sim_scheduler import SimScheduler
 from components.router.policies import POLICIES
 from components.simulate.outcome import Figures, Slo
 from components.simulate.scenario import Scenario, ScenarioError, grid
@@ -86,3 +87,18 @@ def test_all_combinations() -> None:
     """The last dimension changes fastest."""
     fleets = grid(SMALL, {"workers": ["1", "2"], "policy": ["kv", "random"]})
     assert [(fleet.workers, fleet.policy) for fleet in fleets] == [(1, "kv"), (1, "random"), (2, "kv"), (2, "random")]
+
+
+@settings(deadline=None, max_examples=30)
+@given(traces, st.sampled_from(["h200-8b-graphs", "dynamo-mocker"]))
+def test_steps_that_are_alike_may_be_taken_at_once(requests: list[Request], timing: str) -> None:
+    """Every request gets its tokens when it would, if engines took one step after the other."""
+    fleet = msgspec.structs.replace(SMALL, timing=timing, policy="round_robin")
+    at_once = simulate(requests, fleet)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SimScheduler, "repeats", lambda scheduler, step: 1)
+        one_by_one = simulate(requests, fleet)
+    assert list(at_once.outputs) == list(one_by_one.outputs)
+    assert list(at_once.ttft_s) == pytest.approx(list(one_by_one.ttft_s))
+    assert list(at_once.e2e_s) == pytest.approx(list(one_by_one.e2e_s))
+    assert at_once.busy_s == pytest.approx(one_by_one.busy_s)
