@@ -148,8 +148,7 @@ def _show(rows: Sequence[Row], json_file: Path | None) -> None:
         typer.echo(json.dumps(as_json(rows), indent=1))
         return
     first = rows[0]
-    seconds = f"{sum(row.figures.wall_s for row in rows):.1f} s of simulation"
-    typer.echo(f"{first.trace}: {first.figures.requests:,} requests, timing {first.scenario.timing}; {seconds}")
+    typer.echo(f"{first.trace}: {first.figures.requests:,} requests, timing {first.scenario.timing}")
     Console(width=None if sys.stdout.isatty() else 200, markup=False).print(table_of(rows))
     if json_file is not None:
         json_file.write_text(json.dumps(as_json(rows), indent=1) + "\n")
