@@ -27,7 +27,7 @@ class CostSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     prefill_s_per_token: float = 28e-6
     fetch_s_per_token: float = 4e-6
-    occupancy_weight: float = 0.5
+    occupancy_weight: float = 1.0
     decode_weight: float = 0.1
 
 
