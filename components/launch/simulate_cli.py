@@ -73,25 +73,23 @@ def simulate(
             check()
         fleets = grid(Scenario(seed=seed), {path: values.split(",") for path, values in dimensions.items()})
         speeds = _speeds(speed)
-        if (trace is None) == (make is None):
-            fail("name a trace, or --generate one")
-        if make is not None:
+        if make is not None and trace is None:
             count = requests or _TRAFFIC.requests
-            name, whole = (
-                f"{make.value}, {rate:g}/s",
-                generate(
-                    Traffic(
-                        kind=make,
-                        requests=count,
-                        rate=rate,
-                        input_tokens=input_tokens,
-                        output_tokens=output_tokens,
-                        seed=seed,
-                    )
-                ),
+            name = f"{make.value}, {rate:g}/s"
+            whole = generate(
+                Traffic(
+                    kind=make,
+                    requests=count,
+                    rate=rate,
+                    input_tokens=input_tokens,
+                    output_tokens=output_tokens,
+                    seed=seed,
+                )
             )
-        elif trace is not None:
+        elif trace is not None and make is None:
             name, whole = trace.stem, read_trace(trace)
+        else:
+            fail("name a trace, or --generate one")
         if save_trace is not None:
             write_trace(save_trace, whole)
         traffic = {f"{name} x {factor:g}": cut(whole, factor, seconds, requests) for factor in speeds}
