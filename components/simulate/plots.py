@@ -41,6 +41,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         PlotError: matplotlib is missing, or cannot write such a file.
     """
     check()
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     axis, lines = _lines(rows)
@@ -56,7 +57,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         axes.grid(visible=True, alpha=0.3)
     figure.axes[0].legend()
     try:
-        figure.savefig(path, format=path.suffix[1:] or "svg", metadata={"Date": None} if path.suffix == ".svg" else None)
+        with rc_context({"svg.hashsalt": "penstock"}):  # the same table, the same file
+            figure.savefig(path, format=path.suffix[1:] or "svg", metadata={"Date": None} if path.suffix == ".svg" else None)
     except (OSError, ValueError) as error:
         raise PlotError(f"{path}: {error}") from error
 

@@ -26,6 +26,8 @@ def test_a_line_for_each_policy(tmp_path: Path) -> None:
     plot(rows(), tmp_path / "table.svg")
     picture = (tmp_path / "table.svg").read_text()
     assert "<svg" in picture
+    plot(rows(), tmp_path / "again.svg")
+    assert (tmp_path / "again.svg").read_text() == picture
     assert all(f"<!-- {word} -->" in picture for word in ("kv", "random", "workers", "TTFT mean (ms)"))
 
 
