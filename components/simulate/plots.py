@@ -45,17 +45,23 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     from matplotlib.figure import Figure
 
     axis, lines = _lines(rows)
+    numbers = sorted({x for line in lines.values() for x, _ in line if not isinstance(x, str)})
     figure = Figure(figsize=(11, 7), layout="constrained")
     for axes, (title, value, logarithmic) in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
         for name, line in lines.items():
             axes.plot([x for x, _ in line], [value(row.figures) for _, row in line], marker="o", label=name)
         axes.set(title=title, xlabel=axis)
+        if numbers:
+            axes.set_xticks(numbers)
         if logarithmic:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:,.0f}")
+            axes.yaxis.set_minor_formatter("{x:,.0f}")
         else:
             axes.set_ylim(bottom=0)
         axes.grid(visible=True, alpha=0.3)
-    figure.axes[0].legend()
+    if any(lines):
+        figure.axes[0].legend()
     try:
         with rc_context({"svg.hashsalt": "penstock"}):  # the same table, the same file
             figure.savefig(path, format=path.suffix[1:] or "svg", metadata={"Date": None} if path.suffix == ".svg" else None)
