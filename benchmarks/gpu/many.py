@@ -25,8 +25,8 @@ from benchmarks.gpu.engines import OURS, Front, Kind, Stand, engines, router, wa
 from benchmarks.gpu.load import Request, cache_counters, labelled, open_loop
 from benchmarks.gpu.sizes import CPU, GPU, Size
 from benchmarks.gpu.stand import PEERS, peer
-from benchmarks.replay import read_trace
 from benchmarks.report import show
+from components.simulate.trace import read_trace
 
 _DRAIN_S = 8.0
 _AROUND_S = 6.0  # of a piece, beside its window: a router starts, the warm-up, the last answers
@@ -173,7 +173,7 @@ def main() -> None:
     size = CPU if host.on_cpu else GPU
     if chosen.window_s:
         size = replace(size, window_s=chosen.window_s)
-    trace = read_trace(chosen.trace, None, None)
+    trace = read_trace(chosen.trace)
     journal = Journal(options.results_file(chosen), options.facts(chosen, host, size=vars(size) | {"goal": str(size.goal)}))
     with options.log_folder(chosen) as logs:
         stand = Stand(host, size, traffic.Writer(host.model), logs, chosen.peers, min(chosen.start_s, budget.left_s))

@@ -6,10 +6,8 @@ python -m benchmarks.gpu.trace_slice TRACE OUT [--requests 2000]
 import argparse
 from pathlib import Path
 
-import msgspec
-
 from benchmarks.gpu.traffic import best_hit_rate, take_sessions
-from benchmarks.replay import read_trace
+from components.simulate.trace import read_trace, write_trace
 
 
 def main() -> None:
@@ -19,9 +17,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--requests", type=int, default=2000)
     options = parser.parse_args()
-    whole = read_trace(options.trace, None, None)
+    whole = read_trace(options.trace)
     taken = take_sessions(whole, options.requests, longest=10**9)
-    options.out.write_bytes(b"".join(msgspec.json.encode(arrival) + b"\n" for arrival in taken))
+    write_trace(options.out, taken)
     print(
         f"{len(taken)} of {len(whole)} requests, {options.out.stat().st_size} bytes; "
         f"{best_hit_rate(taken):.3f} of the blocks could be cached, {best_hit_rate(whole):.3f} of the whole trace's"

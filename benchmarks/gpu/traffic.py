@@ -9,7 +9,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from benchmarks.gpu.load import Request
-from benchmarks.replay import TRACE_BLOCK, Arrival
+from components.simulate.trace import TRACE_BLOCK_TOKENS
+from components.simulate.trace import Request as Arrival
 
 
 class Writer:
@@ -52,7 +53,7 @@ def single_token_words(model: Path) -> list[str]:
 
 def block_tokens(scale: float) -> int:
     """Return how many tokens one hash id stands for."""
-    return max(1, round(TRACE_BLOCK * scale))
+    return max(1, round(TRACE_BLOCK_TOKENS * scale))
 
 
 def prompt_tokens(arrival: Arrival, scale: float) -> int:

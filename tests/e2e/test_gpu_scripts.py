@@ -11,8 +11,8 @@ from benchmarks.gpu.host import Host
 from benchmarks.gpu.many import measure, plan, report
 from benchmarks.gpu.sizes import CPU
 from benchmarks.gpu.traffic import Writer
-from benchmarks.replay import Arrival
 from components.model.demo import demo_model
+from components.simulate.trace import Request as Arrival
 
 WANTED = ("routing/2 a GPU/kv", "routing/2 a GPU/round_robin", "disagg/apart")
 
@@ -21,7 +21,12 @@ WANTED = ("routing/2 a GPU/kv", "routing/2 a GPU/round_robin", "disagg/apart")
 def test_routing_and_disaggregation_are_measured(tmp_path: Path) -> None:
     """Each piece has its figures, from the router it names, and nothing failed."""
     conversations = [
-        Arrival(100 * turn + 10 * number, 2048 * (turn + 1), 50, [0, *range(10 * number + 1, 10 * number + 4 + 4 * turn)])
+        Arrival(
+            timestamp=100 * turn + 10 * number,
+            input_length=2048 * (turn + 1),
+            output_length=50,
+            hash_ids=[0, *range(10 * number + 1, 10 * number + 4 + 4 * turn)],
+        )
         for number in range(6)
         for turn in range(2)
     ]

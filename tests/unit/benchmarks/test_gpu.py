@@ -14,13 +14,13 @@ from benchmarks.gpu.figures import Answer, Goal
 from benchmarks.gpu.host import ON_GPU, Host
 from benchmarks.gpu.process import Command, started
 from benchmarks.gpu.stand import Fleet, disaggregated, flags, peer
-from benchmarks.replay import Arrival
 from components.engine.vllm_args import mistaken_arg
 from components.graph.load import load_graph
 from components.graph.schema import VllmEngine
 from components.launch.devices import Machine
 from components.launch.plan import make_plan
 from components.model.demo import demo_model
+from components.simulate.trace import Request as Arrival
 
 GOAL = Goal(ttft_s=0.5, tpot_s=0.02)
 
@@ -156,7 +156,8 @@ def test_hit_rate_is_of_what_was_asked_meanwhile() -> None:
 
 def arrival(moment: int, *hash_ids: int, length: int | None = None) -> Arrival:
     """Return a request whose prompt is full blocks, unless `length` says otherwise."""
-    return Arrival(moment, length or 512 * len(hash_ids), 100, list(hash_ids))
+    tokens = length or 512 * len(hash_ids)
+    return Arrival(timestamp=moment, input_length=tokens, output_length=100, hash_ids=list(hash_ids))
 
 
 CONVERSATIONS = [
