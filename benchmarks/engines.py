@@ -161,13 +161,13 @@ class Pool:
 
 
 @contextmanager
-def controller() -> Iterator[tuple[Pool, float]]:
-    """Run a controller with one rank; yields it and how long it took to be ready."""
+def controller(**variables: str) -> Iterator[tuple[Pool, float]]:
+    """Run a controller with one rank, with `variables` in its environment; yields it and how long it took to be ready."""
     port, first = free_port(), free_port()
     argv = [sys.executable, "-m", "components.worker_controller", "--port", str(port), "--workers", "1"]
     argv += ["--first-engine-port", str(first), "--last-engine-port", str(first + 20)]
     with tempfile.TemporaryDirectory() as state:
-        environment = {**os.environ, **QUIET, "PENSTOCK_STATE_DIR": state}
+        environment = {**os.environ, **QUIET, "PENSTOCK_STATE_DIR": state, **variables}
         began = time.perf_counter()
         process = subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:

@@ -11,18 +11,17 @@ from matplotlib.ticker import LogLocator, NullLocator
 from benchmarks.findings import Figure, spread_of
 
 mpl.use("svg")
-mpl.rcParams.update(
-    {
-        "svg.hashsalt": "penstock",
-        "svg.fonttype": "none",
-        "font.size": 8,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-)
+_STYLE = {
+    "svg.hashsalt": "penstock",
+    "svg.fonttype": "none",
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 _COLOURS = ("#1f6f8b", "#d1495b", "#edae49", "#66a182", "#8d96a3")
 
 
+@mpl.rc_context(_STYLE)
 def control_plane(figures: list[Figure], path: Path) -> None:
     """Draw requests a second, TTFT and CPU by concurrency, streamed and whole."""
     rows = ("requests", "TTFT p50", "CPU a request")
@@ -39,6 +38,7 @@ def control_plane(figures: list[Figure], path: Path) -> None:
     _save(plot, path, axes[0][0])
 
 
+@mpl.rc_context(_STYLE)
 def pairs(figures: list[Figure], path: Path) -> None:
     """Draw each figure by itself, its subjects beside one another."""
     columns = min(4, len(figures))

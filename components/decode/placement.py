@@ -8,6 +8,7 @@ its KV to be loaded. Speeds are this worker's own measurements.
 import statistics
 from collections import deque
 from enum import StrEnum
+from typing import Literal
 
 import msgspec
 
@@ -58,6 +59,23 @@ class Speeds:
         values = self._measured.setdefault(name, deque(maxlen=_REMEMBERED))
         values.append(value)
         setattr(self, name, statistics.median(values))
+
+    def prefilled(self, tokens: int, prefill_s: float, queued_s: float, whole_s: float) -> None:
+        """Learn from a remote prefill.
+
+        Args:
+            tokens: those it had to compute.
+            prefill_s: how long the prefill worker computed.
+            queued_s: how long the job waited for one.
+            whole_s: from the wish to the news that it is done.
+        """
+        self.measured("prefill_s_per_token", prefill_s / max(tokens, 1))
+        self.measured("job_tokens", tokens)
+        self.measured("overhead_s", max(whole_s - prefill_s - queued_s, 0.0))
+
+    def loaded(self, tokens: int, seconds: float) -> None:
+        """Learn how long the engine took to a first token after so many tokens were prefilled elsewhere."""
+        self.measured("load_s_per_token", seconds / tokens)
 
 
 class Situation(msgspec.Struct, frozen=True):
@@ -120,6 +138,19 @@ def place(now: Situation, rules: Disagg, speeds: Speeds) -> Placement:
     local_s, remote_s = _local_s(now, speeds), _remote_s(now, now.queue_depth, speeds)
     pays = rules.always or remote_s <= local_s
     return Placement(pays, Reason.PAYS if pays else Reason.DEAR, local_s, remote_s)
+
+
+def given_up(waited_s: float, rules: Disagg, *, taken: bool) -> Literal["late", "not_started"] | None:
+    """Return why a remote prefill is no longer waited for, after so long; None while it is.
+
+    Args:
+        waited_s: since the wish.
+        rules: how long to wait.
+        taken: whether a prefill worker has begun.
+    """
+    if waited_s > rules.max_wait_s:
+        return "late"
+    return "not_started" if not taken and waited_s > rules.max_queue_age_s else None
 
 
 def _local_s(now: Situation, speeds: Speeds) -> float:

@@ -13,7 +13,7 @@ import msgspec
 from components.bus.client import Bus, BusError
 from components.bus.member import Nothing
 from components.bus.work_queue import WorkQueue
-from components.decode.placement import Situation, Speeds, place
+from components.decode.placement import Situation, Speeds, given_up, place
 from components.decode.prefill_crew import PrefillCrew
 from components.decode.prefill_metrics import Metrics
 from components.engine.protocol import Engine
@@ -113,7 +113,7 @@ class RemotePrefill:
     def loaded(self, tokens: int, seconds: float) -> None:
         """Take in how long the engine took to a first token after so many tokens were prefilled elsewhere."""
         self._metrics.load_s.observe(seconds)
-        self._speeds.measured("load_s_per_token", seconds / tokens)
+        self._speeds.loaded(tokens, seconds)
 
     async def _situation(self, request: GenerateRequest) -> Situation:
         """Gather what the decision depends on; LMCache is asked only about prompts that are long without it."""
@@ -155,15 +155,14 @@ class RemotePrefill:
 
     async def _put_and_wait(self, request: GenerateRequest, waiting: _Waiting, start_s: float) -> str:
         """Return how the job ended."""
-        deadline_s = start_s + self.rules.max_wait_s
-        now_unix_s = time.time()
+        rules, now_unix_s = self.rules, time.time()
         job = PrefillJob(
             request.request_id,
             self._name,
             self._model,
             request.token_ids,
             now_unix_s,
-            min(request.deadline_unix_s, now_unix_s + self.rules.max_wait_s),
+            min(request.deadline_unix_s, now_unix_s + rules.max_wait_s),
             request.cache_salt,
             carry(),
         )
@@ -173,13 +172,10 @@ class RemotePrefill:
             log.warning("cannot put a prefill job", extra={"request_id": job.job_id, "error": str(error)})
             return "not_put"
         self._metrics.put_s.observe(time.monotonic() - start_s)
-        start_by_s = start_s + self.rules.max_queue_age_s
         while not waiting.progress.done():
             now_s = time.monotonic()
-            if now_s > deadline_s:
-                return "late"
-            if not waiting.prefill_worker and now_s > start_by_s:
-                return "not_started"
+            if why := given_up(now_s - start_s, rules, taken=bool(waiting.prefill_worker)):
+                return why
             if waiting.prefill_worker and not self._crew.lives(waiting.prefill_worker, now_s):
                 return "worker_lost"
             await asyncio.wait([waiting.progress], timeout=_LOOK_S)
@@ -193,12 +189,9 @@ class RemotePrefill:
 
     def _learn(self, request: GenerateRequest, now: Situation, done: PrefillProgress, whole_s: float) -> None:
         """Take in what a remote prefill cost."""
-        overhead_s = max(whole_s - done.prefill_s, 0.0)
         self._metrics.remote_s.observe(whole_s)
-        self._metrics.overhead_s.observe(overhead_s)
-        self._speeds.measured("prefill_s_per_token", done.prefill_s / max(now.uncached_tokens, 1))
-        self._speeds.measured("job_tokens", now.uncached_tokens)
-        self._speeds.measured("overhead_s", max(overhead_s - done.queued_s, 0.0))
+        self._metrics.overhead_s.observe(max(whole_s - done.prefill_s, 0.0))
+        self._speeds.prefilled(now.uncached_tokens, done.prefill_s, done.queued_s, whole_s)
         log.debug(
             "prefilled elsewhere",
             extra={

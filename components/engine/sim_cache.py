@@ -17,12 +17,10 @@ class BlockStored(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         block_hash: ours, chained over all blocks up to this one.
         parent_hash: of the block before it; None for the first of its prompt.
-        token_ids: its tokens.
     """
 
     block_hash: int
     parent_hash: int | None
-    token_ids: list[int]
 
 
 class BlockRemoved(msgspec.Struct, frozen=True, gc=False):

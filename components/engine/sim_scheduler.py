@@ -105,33 +105,49 @@ class SimScheduler:
             self._start_waiting(step, budget, now_s)
         if not step.chunks:
             return None
+        step.work.kv_usage = self.kv_usage
         step.duration_s = self._timing.step_s(step.work)
         step.events, self._cache.events = self._cache.events, []
         return step
 
+    def repeats(self, step: Step) -> int:
+        """Return how many times in a row `step` may be taken: steps that differ in nothing but the tokens they add.
+
+        That is once, unless all it does is to decode, nobody waits, no block is taken or stored, and nobody ends before the
+        last time. The caller ends a run early where a sequence arrives, takes `Timing.run_s`, and tells by `Step.times`.
+        """
+        if self.waiting or self._loading or step.events or step.work.decode_sequences < len(self.running):
+            return 1
+        return min(
+            min(each.easy_tokens - each.computed_tokens, each.max_tokens - each.output_tokens) for each in self.running
+        )
+
     def complete(self, step: Step) -> list[SimSequence]:
         """Return the sequences that got a new token from `step`; those at their `max_tokens` have finished."""
-        grown = []
+        grown, finished = [], []
         for chunk in step.chunks:
             sequence = chunk.sequence
             if sequence.finished:
                 continue
             sequence.computed_tokens += chunk.tokens
             if sequence.computed_tokens == len(sequence.tokens):
-                if self._shared is not None and sequence.output_tokens == 0:
-                    step.shared += self._shared.store(sequence.prompt_hashes(self._block_size))
-                self._append_token(sequence)
+                if sequence.output_tokens == 0:
+                    self._count_prompt(sequence, step)
+                sequence.grow(step.times)
                 grown.append(sequence)
+                if sequence.output_tokens >= sequence.max_tokens:
+                    finished.append(sequence)
+        self.totals.output += len(grown) * step.times
+        for sequence in finished:
+            self.finish(sequence)
         return grown
 
-    def _append_token(self, sequence: SimSequence) -> None:
-        if sequence.output_tokens == 0:
-            self.totals.prompt += sequence.prompt_tokens
-            self.totals.cached += sequence.cached_tokens or 0
-        self.totals.output += 1
-        sequence.tokens.append(sequence.next_token())
-        if sequence.output_tokens >= sequence.max_tokens:
-            self.finish(sequence)
+    def _count_prompt(self, sequence: SimSequence, step: Step) -> None:
+        """Note that a prompt is computed; from now on others can load it from the shared cache."""
+        if self._shared is not None:
+            step.shared += self._shared.store(sequence.prompt_hashes(self._block_size))
+        self.totals.prompt += sequence.prompt_tokens
+        self.totals.cached += sequence.cached_tokens or 0
 
     def _go_on(self, step: Step) -> tuple[int, bool]:
         """Schedule running sequences; return the tokens left to schedule, and whether nobody was preempted."""
@@ -139,8 +155,9 @@ class SimScheduler:
         preempted = self.totals.preempted_sequences
         while index < len(self.running) and budget > 0:
             sequence = self.running[index]
-            tokens = min(len(sequence.tokens) - sequence.computed_tokens, budget)
-            if self._grow(sequence, tokens):
+            start = sequence.computed_tokens
+            tokens = min(len(sequence.tokens) - start, budget)
+            if start + tokens <= sequence.easy_tokens or self._grow(sequence, tokens):
                 self._put(step, sequence, tokens)
                 budget -= tokens
                 index += 1
@@ -214,6 +231,8 @@ class SimScheduler:
         if not self._make_room(sequence, end):
             return False
         self._seal(sequence, end)
+        room = (len(sequence.held) + sequence.private_blocks) * self._block_size
+        sequence.easy_tokens = min(room, (sequence.sealed_blocks + 1) * self._block_size - 1)
         return True
 
     def _make_room(self, sequence: SimSequence, end: int) -> bool:
@@ -228,14 +247,13 @@ class SimScheduler:
 
     def _seal(self, sequence: SimSequence, end: int) -> None:
         """Store the full blocks of the first `end` tokens. As in vLLM, others may reuse them at once."""
-        size, full_blocks = self._block_size, end // self._block_size
+        full_blocks = end // self._block_size
         if full_blocks <= sequence.sealed_blocks:
             return
-        hashes = sequence.hashes(full_blocks, size)
+        hashes = sequence.hashes(full_blocks, self._block_size)
         for index in range(sequence.sealed_blocks, full_blocks):
-            tokens = sequence.tokens[index * size : (index + 1) * size]
             parent = hashes[index - 1] if index else None
-            if self._cache.store(BlockStored(hashes[index], parent, tokens)):
+            if self._cache.store(BlockStored(hashes[index], parent)):
                 sequence.held.append(hashes[index])
                 sequence.private_blocks -= 1
         sequence.sealed_blocks = full_blocks
@@ -243,6 +261,8 @@ class SimScheduler:
     def _put(self, step: Step, sequence: SimSequence, tokens: int) -> None:
         step.chunks.append(Chunk(sequence, tokens))
         start, work = sequence.computed_tokens, step.work
+        if start + tokens == len(sequence.tokens):
+            work.grown_sequences += 1
         if tokens == 1 and start >= sequence.prompt_tokens:
             work.decode_sequences += 1
             work.decode_context_tokens += start
@@ -259,7 +279,7 @@ class SimScheduler:
     def _free(self, sequence: SimSequence) -> None:
         self._cache.release(sequence.held, sequence.private_blocks)
         sequence.held = []
-        sequence.private_blocks = sequence.sealed_blocks = sequence.computed_tokens = 0
+        sequence.private_blocks = sequence.sealed_blocks = sequence.computed_tokens = sequence.easy_tokens = 0
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self._block_size)

@@ -12,15 +12,17 @@ class SimSequence:
     Attributes:
         tokens: the prompt, then the output so far.
         prompt_tokens: length of the prompt.
+        output_tokens: length of the output so far.
         max_tokens: output ends at this length.
         next_token: returns the next output token; called once for each, in order.
         cached_tokens: prompt tokens found in a cache when it was first scheduled; None before.
         computed_tokens: tokens whose KV the engine has.
         loading_tokens: tokens after these whose KV is coming from the shared cache.
         finished: no step will touch it any more.
-        held: stored blocks in use; these and the next two are the scheduler's own.
+        held: stored blocks in use; these and the next three are the scheduler's own.
         private_blocks: others in use.
         sealed_blocks: full blocks offered to the cache.
+        easy_tokens: while no more tokens are computed, no block must be taken or sealed.
     """
 
     __slots__ = (
@@ -28,11 +30,13 @@ class SimSequence:
         "_root",
         "cached_tokens",
         "computed_tokens",
+        "easy_tokens",
         "finished",
         "held",
         "loading_tokens",
         "max_tokens",
         "next_token",
+        "output_tokens",
         "private_blocks",
         "prompt_tokens",
         "sealed_blocks",
@@ -44,6 +48,7 @@ class SimSequence:
         self.tokens = list(prompt)
         self.next_token = next_token
         self.prompt_tokens = len(prompt)
+        self.output_tokens = 0
         self.max_tokens = max_tokens
         self.cached_tokens: int | None = None
         self.computed_tokens = 0
@@ -52,13 +57,16 @@ class SimSequence:
         self.held: list[int] = []
         self.private_blocks = 0
         self.sealed_blocks = 0
+        self.easy_tokens = 0
         self._root = root
         self._hashes: list[int] = []  # of the full blocks looked at so far
 
-    @property
-    def output_tokens(self) -> int:
-        """Length of the output so far."""
-        return len(self.tokens) - self.prompt_tokens
+    def grow(self, count: int = 1) -> None:
+        """Add the next output tokens; all but the last are computed."""
+        for _ in range(count):
+            self.tokens.append(self.next_token())
+        self.output_tokens += count
+        self.computed_tokens += count - 1
 
     def hashes(self, blocks: int, block_size: int) -> list[int]:
         """Return the chained hashes of the first `blocks` full blocks."""

@@ -16,12 +16,13 @@ class Chunk(msgspec.Struct, gc=False):
 
 
 class Step(msgspec.Struct):
-    """One forward pass.
+    """One forward pass, or several that are alike.
 
     Attributes:
         chunks: what it computes.
         work: the same, in sums.
         duration_s: how long it takes, in seconds.
+        times: how many times in a row it is taken; see `SimScheduler.repeats`.
         events: KV blocks stored and removed for it, in order.
         shared: blocks newly put into the shared cache; known once it is complete.
     """
@@ -29,6 +30,7 @@ class Step(msgspec.Struct):
     chunks: list[Chunk]
     work: StepWork
     duration_s: float = 0.0
+    times: int = 1
     events: list[BlockEvent] = []
     shared: list[KvStored] = []
 

@@ -22,6 +22,7 @@ from components.launch.launch import LaunchError, prepare, run_here, run_in_back
 from components.launch.plan import Plan
 from components.launch.queue_cli import queue_app
 from components.launch.router_cli import router_app, trusts
+from components.launch.simulate_cli import simulate
 from components.launch.state import GraphPhase, GraphState, StateFolder, all_states, as_it_is
 from components.launch.target import Name, fail, is_there, one_state
 from components.launch.views import Progress, graph_view, plan_table, processes_table, welcome
@@ -37,6 +38,7 @@ app = typer.Typer(
 app.add_typer(router_app, name="router")
 app.add_typer(engines_app, name="engines")
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(controller)
+app.command()(simulate)
 app.add_typer(queue_app, name="queue")
 app.command()(disagg)
 app.add_typer(jobs_app, name="jobs")

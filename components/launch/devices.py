@@ -161,15 +161,17 @@ def _hint(each: int, usable: int) -> str:
 
 
 def _cores(engine: VllmEngine | SimEngine, index: int, engines: int, machine: Machine) -> dict[str, str]:
-    """Return the variables that keep several CPU engines off each other's cores."""
+    """Return the variables that keep several CPU engines, and an engine's ranks, off each other's cores."""
     chosen_by_user = "VLLM_CPU_OMP_THREADS_BIND" in machine.variables
-    several_ranks = isinstance(engine, VllmEngine) and gpus_per_engine(engine, "engine") > 1
-    if engines == 1 or not machine.cpus or chosen_by_user or several_ranks:
+    ranks = gpus_per_engine(engine, "engine") if isinstance(engine, VllmEngine) else 1
+    if (engines == 1 and ranks == 1) or not machine.cpus or chosen_by_user:
         return {}
-    # Left to itself, every vLLM on a machine binds its threads to the same cores.
-    each = max(len(machine.cpus) // engines, 1)
-    cores = [machine.cpus[(index * each + n) % len(machine.cpus)] for n in range(each)]
-    return {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores))}
+    # Left to itself, every vLLM on a machine binds its threads to the same cores, and wants a NUMA node for each rank.
+    each = max(len(machine.cpus) // (engines * ranks), 1)
+    first = index * ranks * each
+    cores = [machine.cpus[(first + n) % len(machine.cpus)] for n in range(ranks * each)]
+    bound = [",".join(map(str, cores[rank * each : (rank + 1) * each])) for rank in range(ranks)]
+    return {"VLLM_CPU_OMP_THREADS_BIND": "|".join(bound)}
 
 
 def _names(gpus: list[int] | None) -> tuple[str, ...] | None:

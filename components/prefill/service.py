@@ -15,6 +15,7 @@ from components.bus.delivery import Delivery
 from components.bus.work_queue import WorkQueue
 from components.engine.protocol import Engine, EngineInfo
 from components.graph.schema import Graph, LMCache, PrefillSettings
+from components.prefill.budget import Budget
 from components.prefill.metrics import Metrics
 from components.telemetry.logs import trail
 from components.telemetry.tracing import carry, span
@@ -60,7 +61,7 @@ class PrefillService:
         self._tasks = tasks
         self._running: dict[str, asyncio.Task[None]] = {}
         self._cancelled: OrderedDict[str, None] = OrderedDict()
-        self._tokens_under_way = 0
+        self._budget = Budget(self._settings.max_batched_tokens)
         self._room = asyncio.Event()
         self._taking: asyncio.Task[None] | None = None
         self._draining = False
@@ -74,13 +75,14 @@ class PrefillService:
         """Take jobs while there is room in the budget, for ever."""
         while True:
             self._room.clear()
-            if self._tokens_under_way >= self._settings.max_batched_tokens:
+            if not self._budget.open:
                 await self._room.wait()
                 continue
             for delivery in await self._queue.take(1, _TAKE_WAIT_S):
                 task = self._tasks.create_task(self._serve(delivery))
                 self._running[delivery.id] = task
-                self._count_tokens(len(delivery.message.token_ids))
+                self._budget.began(len(delivery.message.token_ids))
+                self._metrics.under_way.set(self._budget.tokens)
                 task.add_done_callback(partial(self._gone, delivery))
 
     def status(self) -> WorkerStatus:
@@ -110,12 +112,9 @@ class PrefillService:
 
     def _gone(self, delivery: Delivery[PrefillJob], _: object) -> None:
         self._running.pop(delivery.id, None)
-        self._count_tokens(-len(delivery.message.token_ids))
+        self._budget.ended(len(delivery.message.token_ids))
+        self._metrics.under_way.set(self._budget.tokens)
         self._room.set()
-
-    def _count_tokens(self, tokens: int) -> None:
-        self._tokens_under_way += tokens
-        self._metrics.under_way.set(self._tokens_under_way)
 
     async def _cancel(self, cancel: PrefillCancel) -> None:
         for job_id in cancel.job_ids:

@@ -10,11 +10,8 @@ from components.graph.keys import ApiKeys
 from components.graph.schema import RouterSettings
 from components.http.edge import Edge, Limits
 from components.http.server import Address, ListenError, Runner, listen
-from components.router.chooser import Chooser
-from components.router.cost import CostSettings
+from components.router.make import make_chooser
 from components.router.metrics import Metrics, Watched
-from components.router.policies import make_policy
-from components.router.policies.policy import PolicySettings
 from components.router.queries import Queries
 from components.router.service import QUEUE, RouterService
 from components.wire.messages import ProcessState
@@ -34,7 +31,7 @@ async def serve(process: Process) -> None:
     settings = graph.components.router
     if settings is None:
         raise FatalError("components.router: is missing")
-    chooser = _chooser(settings, graph.kv.block_size)
+    chooser = make_chooser(settings, graph.kv.block_size, random.Random())
     metrics = Metrics(member.registry, settings.policy, graph.kv.block_size)
     service = RouterService(
         member.name,
@@ -62,15 +59,6 @@ async def serve(process: Process) -> None:
     await runner.cleanup()
     for task in background:
         task.cancel()
-
-
-def _chooser(settings: RouterSettings, block_size: int) -> Chooser:
-    policy_settings = PolicySettings(
-        temperature_s=settings.temperature_s, ttl_s=settings.approximate_ttl_s, session_ttl_s=settings.session_ttl_s
-    )
-    costs = CostSettings(occupancy_weight=settings.occupancy_weight, decode_weight=settings.decode_weight)
-    policy = make_policy(settings.policy, policy_settings, random.Random())
-    return Chooser(policy, block_size, costs, settings.max_index_pairs)
 
 
 def _port(settings: RouterSettings, name: str) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Container, Mapping
 
 import msgspec
 
-from components.router.cost import Candidate, CostSettings, Overlap, Prompt, price
+from components.router.cost import NOTHING, Candidate, CostSettings, Overlap, Prompt, price
 from components.router.fleet import Fleet
 from components.router.kv_index import KvIndex
 from components.router.policies.policy import Policy
@@ -44,6 +44,10 @@ class Held(msgspec.Struct, frozen=True):
     recent: Mapping[str, int]
     host: Mapping[str, int]
     shared: Mapping[str, int]
+
+    def holders(self) -> set[str]:
+        """Return the workers that have anything of it themselves; most of a large fleet have nothing."""
+        return {*self.device, *self.recent, *self.host}
 
     def by(self, worker: str, store: str) -> Overlap:
         """Return what `worker` can reuse, which shares KV through `store`."""
@@ -109,12 +113,20 @@ class Chooser:
 
     def candidates(self, prompt: Prompt, held: Held, excluded: Container[str] = ()) -> list[Candidate]:
         """Return every worker that may be chosen, priced: the second step."""
-        return [self._price(worker, prompt, held) for worker in self.fleet.workers() if worker not in excluded]
-
-    def _price(self, worker: str, prompt: Prompt, held: Held) -> Candidate:
-        fleet = self.fleet
-        overlap = held.by(worker, fleet.store(worker))
-        return price(worker, prompt, self._block_size, overlap, fleet.load(worker), fleet.speed(worker), self._settings)
+        size, settings, speed = self._block_size, self._settings, self.fleet.speed
+        holders, stores = held.holders(), held.shared
+        return [
+            price(
+                worker,
+                prompt,
+                size,
+                held.by(worker, store) if worker in holders or store in stores else NOTHING,
+                load,
+                speed(worker),
+                settings,
+            )
+            for worker, store, load in self.fleet.standings(excluded)
+        ]
 
     def pick(self, prompt: Prompt, candidates: list[Candidate], now_s: float) -> Candidate | None:
         """Return the policy's choice, None without candidates: the last step."""

@@ -27,7 +27,7 @@ class CostSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     prefill_s_per_token: float = 28e-6
     fetch_s_per_token: float = 4e-6
-    occupancy_weight: float = 0.5
+    occupancy_weight: float = 1.0
     decode_weight: float = 0.1
 
 
@@ -45,7 +45,7 @@ class Prompt(msgspec.Struct, frozen=True):
     session: str | None = None
 
 
-class Load(msgspec.Struct, frozen=True):
+class Load(msgspec.Struct, frozen=True, gc=False):
     """How busy a worker is.
 
     Attributes:
@@ -61,7 +61,7 @@ class Load(msgspec.Struct, frozen=True):
     free_kv_tokens: int | None = None
 
 
-class Overlap(msgspec.Struct, frozen=True):
+class Overlap(msgspec.Struct, frozen=True, gc=False):
     """How many leading blocks of a prompt can be reused on a worker.
 
     Attributes:
@@ -75,14 +75,18 @@ class Overlap(msgspec.Struct, frozen=True):
     tier_blocks: int = 0
 
 
-class Speed(msgspec.Struct, frozen=True):
+NOTHING = Overlap()
+"""Of most workers, in a large fleet."""
+
+
+class Speed(msgspec.Struct, frozen=True, gc=False):
     """Measured on the worker, in seconds a token."""
 
     prefill_s_per_token: float
     fetch_s_per_token: float
 
 
-class Candidate(msgspec.Struct, frozen=True):
+class Candidate(msgspec.Struct, frozen=True, gc=False):
     """One worker, priced for one prompt.
 
     Attributes:
@@ -121,18 +125,22 @@ def price(
 
     An engine always computes the prompt's last token, so a block that ends with it is never reused.
     """
-    usable = max(prompt.tokens - 1, 0) // block_size
-    overlap_blocks = min(overlap.device_blocks, usable)
-    expected_blocks = min(max(overlap.device_blocks, overlap.recent_blocks), usable)
-    fetch_blocks = max(min(overlap.tier_blocks, usable) - expected_blocks, 0)
-    uncached_tokens = prompt.tokens - (expected_blocks + fetch_blocks) * block_size
+    overlap_blocks = expected_blocks = fetch_blocks = 0
+    uncached_tokens = prompt.tokens
+    if overlap is not NOTHING:
+        usable = max(prompt.tokens - 1, 0) // block_size
+        overlap_blocks = min(overlap.device_blocks, usable)
+        expected_blocks = min(max(overlap.device_blocks, overlap.recent_blocks), usable)
+        fetch_blocks = max(min(overlap.tier_blocks, usable) - expected_blocks, 0)
+        uncached_tokens -= (expected_blocks + fetch_blocks) * block_size
     token_s = speed.prefill_s_per_token
     prefill_s = uncached_tokens * token_s
     fetch_s = fetch_blocks * block_size * speed.fetch_s_per_token
     queue_s = load.queued_tokens * token_s
     decode_s = load.active_tokens * settings.decode_weight * token_s
-    lacking_tokens = 0 if load.free_kv_tokens is None else uncached_tokens + load.queued_tokens - load.free_kv_tokens
-    memory_s = max(lacking_tokens, 0) * token_s
+    memory_s = 0.0
+    if load.free_kv_tokens is not None and (lacking := uncached_tokens + load.queued_tokens - load.free_kv_tokens) > 0:
+        memory_s = lacking * token_s
     return Candidate(
         worker,
         overlap_blocks,

@@ -8,7 +8,9 @@ Knows nothing of blocks or costs. Times are of one monotonic clock, in seconds.
 """
 
 import heapq
+from collections.abc import Container
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from components.router.cost import CostSettings, Load, Speed
 from components.router.rate import Rate
@@ -18,6 +20,20 @@ SETTLE_S = 2.0
 """A request younger than this may not be in its worker's status yet."""
 
 _AS_PREDICTED = 0.1  # share of the prompt by which reuse may differ from what was predicted
+
+
+class Standing(NamedTuple):
+    """One worker as a choice sees it.
+
+    Attributes:
+        worker: its name.
+        store: the LMCache server it shares KV through; empty without one.
+        load: how busy it is: our books, or its own word where that is more.
+    """
+
+    worker: str
+    store: str
+    load: Load
 
 
 @dataclass(slots=True)
@@ -46,9 +62,11 @@ class _Book:
     store: str = ""
     used_tokens: int = 0
     free_tokens: int = 0
+    standing: Standing | None = None  # from all this; None when something has changed since
 
     def enter(self, entry: _Reservation, sign: int) -> None:
         """Add (1) or take away (-1) what `entry` counts for now."""
+        self.standing = None
         self.active_tokens += sign * entry.tokens
         if entry.prefilling:
             self.queued_tokens += sign * entry.uncached_tokens
@@ -63,6 +81,7 @@ class Fleet:
         self._deadlines: list[tuple[float, str]] = []
         self._prefill = Rate(settings.prefill_s_per_token)
         self._fetch = Rate(settings.fetch_s_per_token)
+        self._usual = Speed(self._prefill.usual_s, self._fetch.usual_s)
 
     def update(self, worker: str, incarnation: str, status: WorkerStatus, now_s: float) -> bool:
         """Take a worker's word on itself.
@@ -81,7 +100,7 @@ class Fleet:
         if book is None or fresh:
             self.forget(worker)
             book = self._books[worker] = _Book(incarnation)
-        told, book.store = status.load, status.store
+        told, book.store, book.standing = status.load, status.store, None
         book.told_requests = told.running_requests + told.waiting_requests
         book.used_tokens = round(told.kv_usage * status.kv_blocks) * status.block_size
         book.free_tokens = status.kv_blocks * status.block_size - book.used_tokens
@@ -168,6 +187,7 @@ class Fleet:
         elif entry.fetch_tokens >= computed_tokens:
             computing_s = computed_tokens * self._prefill.seconds(entry.worker)
             self._fetch.observe(entry.worker, entry.fetch_tokens, ttft_s - computing_s)
+        self._usual = Speed(self._prefill.usual_s, self._fetch.usual_s)
 
     def finish(self, request_id: str) -> None:
         """Note that a request has ended, well or not. Unknown ones are ignored."""
@@ -209,14 +229,26 @@ class Fleet:
         Raises:
             KeyError: the worker is unknown.
         """
-        book = self._books[worker]
-        return Load(
-            requests=max(len(book.requests), book.told_requests),
-            queued_tokens=book.queued_tokens,
-            active_tokens=max(book.active_tokens, book.used_tokens),
-            free_kv_tokens=book.free_tokens,
-        )
+        return self._standing(worker, self._books[worker]).load
+
+    def standings(self, excluded: Container[str] = ()) -> list[Standing]:
+        """Return how all known workers stand, in order of appearance, but for those in `excluded`."""
+        books = self._books.items()
+        return [book.standing or self._standing(name, book) for name, book in books if name not in excluded]
+
+    def _standing(self, worker: str, book: _Book) -> Standing:
+        if book.standing is None:
+            load = Load(
+                requests=max(len(book.requests), book.told_requests),
+                queued_tokens=book.queued_tokens,
+                active_tokens=max(book.active_tokens, book.used_tokens),
+                free_kv_tokens=book.free_tokens,
+            )
+            book.standing = Standing(worker, book.store, load)
+        return book.standing
 
     def speed(self, worker: str) -> Speed:
         """Return how fast a worker computes and loads, as far as observed."""
-        return Speed(self._prefill.seconds(worker), self._fetch.seconds(worker))
+        if worker in self._prefill.own_s or worker in self._fetch.own_s:
+            return Speed(self._prefill.seconds(worker), self._fetch.seconds(worker))
+        return self._usual

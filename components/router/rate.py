@@ -15,7 +15,12 @@ _SLOWER_OR_FASTER = 1000.0  # than the start value: a sample beyond is a broken 
 
 
 class Rate:
-    """Seconds a unit, by worker."""
+    """Seconds a unit, by worker.
+
+    Attributes:
+        usual_s: how long one unit takes on a worker that is not clearly different.
+        own_s: and on those that are.
+    """
 
     def __init__(self, start_s: float) -> None:
         """Begin without observations.
@@ -23,6 +28,8 @@ class Rate:
         Args:
             start_s: seconds a unit until something was observed.
         """
+        self.usual_s = start_s
+        self.own_s: dict[str, float] = {}
         self._start_s = start_s
         self._fleet = _Samples(_FLEET_SAMPLES)
         self._workers: dict[str, _Samples] = {}
@@ -33,18 +40,26 @@ class Rate:
             return
         self._fleet.add(units, seconds / units)
         self._workers.setdefault(worker, _Samples(_WORKER_SAMPLES)).add(units, seconds / units)
+        usual_s = self._fleet.median if self._fleet.count >= _ENOUGH else self._start_s
+        if usual_s != self.usual_s:
+            self.usual_s = usual_s
+            self.own_s = {name: mine.median for name, mine in self._workers.items() if self._differs(mine)}
+        elif self._differs(mine := self._workers[worker]):
+            self.own_s[worker] = mine.median
+        else:
+            self.own_s.pop(worker, None)
 
     def seconds(self, worker: str) -> float:
         """Return how long one unit takes on `worker`, in seconds."""
-        usual_s = self._fleet.median if self._fleet.count >= _ENOUGH else self._start_s
-        mine = self._workers.get(worker)
-        if mine is None or mine.count < _ENOUGH or usual_s / _CLEAR_FACTOR < mine.median < usual_s * _CLEAR_FACTOR:
-            return usual_s
-        return mine.median
+        return self.own_s.get(worker, self.usual_s)
 
     def forget(self, worker: str) -> None:
         """Drop what `worker` alone has shown."""
         self._workers.pop(worker, None)
+        self.own_s.pop(worker, None)
+
+    def _differs(self, mine: "_Samples") -> bool:
+        return mine.count >= _ENOUGH and not (self.usual_s / _CLEAR_FACTOR < mine.median < self.usual_s * _CLEAR_FACTOR)
 
 
 class _Samples:

@@ -6,6 +6,8 @@ first block on, a block's expiry is never earlier than that of a block after it:
 Two generations of dicts bound the memory without a walk: when the younger is old or full, it becomes the elder, and the
 elder is dropped whole. When many prompts come in, notes may so be dropped before they expire.
 
+A prompt's first block leads to the workers it went to, so that a look costs what it finds, however many workers there are.
+
 Writing 512 blocks down takes longer than the rest of a decision. So a note is only put on a pile, which is written down
 before the next look, or by `settle` when there is time.
 """
@@ -23,6 +25,19 @@ class _Note(NamedTuple):
     noted_s: float
 
 
+class _Generation:
+    """Notes of about the same age.
+
+    Attributes:
+        known: worker → block → when it expires.
+        heads: first block of a prompt → workers it went to; some of them may be forgotten.
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[str, dict[int, float]] = {}
+        self.heads: dict[int, dict[str, None]] = {}
+
+
 class RecentChoices:
     """Blocks routed to each worker, for a while."""
 
@@ -35,8 +50,8 @@ class RecentChoices:
         """
         self._ttl_s = ttl_s
         self._max_young = max_blocks // 2
-        self._young: dict[str, dict[int, float]] = {}  # worker → block → when it expires
-        self._elder: dict[str, dict[int, float]] = {}
+        self._young = _Generation()
+        self._elder = _Generation()
         self._young_blocks = 0
         self._young_until_s = 0.0
         self._pile: list[_Note] = []
@@ -53,7 +68,10 @@ class RecentChoices:
         for note in pile:
             blocks = note.blocks[: self._max_young]
             self._age(note.noted_s, len(blocks))
-            known = self._young.setdefault(note.worker, {})
+            if not blocks:
+                continue
+            known = self._young.known.setdefault(note.worker, {})
+            self._young.heads.setdefault(blocks[0], {})[note.worker] = None
             before = len(known)
             known.update(zip(blocks, repeat(note.noted_s + self._ttl_s)))
             self._young_blocks += len(known) - before
@@ -65,8 +83,8 @@ class RecentChoices:
         self.settle()
         held: dict[str, int] = {}
         for generation in (self._elder, self._young):
-            for worker, known in generation.items():
-                length = _alive(known, blocks, now_s)
+            for worker in generation.heads.get(blocks[0], ()):
+                length = _alive(generation.known.get(worker, {}), blocks, now_s)
                 if length > held.get(worker, 0):
                     held[worker] = length
         return held
@@ -74,20 +92,20 @@ class RecentChoices:
     def forget(self, worker: str) -> None:
         """Drop all notes of `worker`."""
         self._pile = [note for note in self._pile if note.worker != worker]
-        self._young_blocks -= len(self._young.pop(worker, ()))
-        self._elder.pop(worker, None)
+        self._young_blocks -= len(self._young.known.pop(worker, ()))
+        self._elder.known.pop(worker, None)
 
     def blocks(self) -> int:
         """Return how many blocks are remembered, expired ones included."""
         self.settle()
-        return self._young_blocks + sum(map(len, self._elder.values()))
+        return self._young_blocks + sum(map(len, self._elder.known.values()))
 
     def _age(self, now_s: float, more_blocks: int) -> None:
         if now_s < self._young_until_s and self._young_blocks + more_blocks <= self._max_young:
             return
-        self._elder, self._young, self._young_blocks = self._young, {}, 0
+        self._elder, self._young, self._young_blocks = self._young, _Generation(), 0
         if now_s >= self._young_until_s + self._ttl_s:
-            self._elder = {}
+            self._elder = _Generation()
         self._young_until_s = now_s + self._ttl_s
 
 

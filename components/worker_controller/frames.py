@@ -17,6 +17,10 @@ class StreamClosedError(Exception):
     """The other side is gone, or sent what is no frame."""
 
 
+class FrameTooLongError(Exception):
+    """What was to be sent is more than the other side takes; nothing of it was sent."""
+
+
 def head(length: int) -> bytes:
     """Return what goes before `length` bytes."""
     return _HEAD.pack(length)
@@ -36,7 +40,7 @@ class Frames:
 
     Args:
         sock: blocking, of type SOCK_STREAM; belongs to this object from now on.
-        max_bytes: the longest frame to take.
+        max_bytes: the longest frame to take, and to send: both sides agree on it.
     """
 
     def __init__(self, sock: socket.socket, max_bytes: int) -> None:
@@ -73,8 +77,11 @@ class Frames:
 
         Raises:
             StreamClosedError: the other side is gone.
+            FrameTooLongError: it would be refused.
         """
         length = sum(memoryview(part).nbytes for part in parts)
+        if length > self._max_bytes:
+            raise FrameTooLongError(f"a message of {length} bytes, of which {self._max_bytes} are taken (max_ipc_bytes)")
         try:
             if length < _CHUNK_BYTES:
                 self._sock.sendall(b"".join((head(length), *parts)))

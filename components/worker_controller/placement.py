@@ -38,7 +38,7 @@ def rank_environments(
         on_cpu: whether vLLM computes on the CPU.
     """
     if not on_cpu:
-        return [variables] * (settings.workers or len(gpus))
+        return [{**variables, **_caches(rank, variables)} for rank in range(settings.workers or len(gpus))]
     cpus = sorted(os.sched_getaffinity(0))
     count = settings.workers or max(1, len(list(_NODES.glob("node[0-9]*"))))
     # gloo would look for the machine's name in DNS, and listen on the address that it finds.
@@ -46,6 +46,23 @@ def rank_environments(
         {"GLOO_SOCKET_IFNAME": "lo", **variables, **_openmp(cores)}
         for cores in (cores_of(rank, count, cpus) for rank in range(count))
     ]
+
+
+def _caches(rank: int, variables: Mapping[str, str]) -> dict[str, str]:
+    """Return where the rank of a GPU keeps what it compiles.
+
+    vLLM files compiled models by their rank in the engine, and what it finds there names the GPU that it was compiled on,
+    which here is the pool's rank: each GPU has its own files, the first one those of every vLLM on this machine.
+    Triton's kernels suit every GPU and model, but once vLLM has compiled a model it keeps them with that one.
+    """
+    home = Path(variables.get("HOME") or Path.home())
+    cache = Path(variables.get("XDG_CACHE_HOME") or home / ".cache")
+    vllm = Path(variables.get("VLLM_CACHE_ROOT") or cache / "vllm")
+    triton = Path(variables.get("TRITON_HOME") or home) / ".triton" / "cache"
+    return {
+        "VLLM_CACHE_ROOT": str(vllm / f"penstock-gpu-{rank}" if rank else vllm),
+        "TRITON_CACHE_DIR": variables.get("TRITON_CACHE_DIR") or str(triton),
+    }
 
 
 def cores_of(rank: int, ranks: int, cpus: Sequence[int]) -> list[int]:

@@ -38,9 +38,6 @@ Tell = Callable[[str, float], None]
 class ProxyExecutor:
     """Serves one engine.
 
-    Attributes:
-        has_graphs: the engine captures CUDA graphs.
-
     Args:
         device_index: which of the machine's GPUs is this rank's; 0 on a CPU.
         calls: the stream to the engine's core.
@@ -51,7 +48,6 @@ class ProxyExecutor:
         self._device_index = device_index
         self._calls = calls
         self._tell = tell
-        self.has_graphs = False
         self._worker: Any = None
         self._answers: queue.Queue[Any] | None = None
         self._answering: threading.Thread | None = None
@@ -90,7 +86,6 @@ class ProxyExecutor:
             rendezvous: URL where the engine's ranks meet.
         """
         began = time.monotonic()
-        self.has_graphs = not current_platform.is_cpu() and not config.model_config.enforce_eager
         worker = WorkerWrapperBase(rpc_rank=0, global_rank=rank)
         self._worker = worker
         kwargs = {
@@ -133,7 +128,7 @@ class ProxyExecutor:
             self._answer(Answer(ok=False, value=_describe(error)))
 
     def close(self) -> None:
-        """Give back what the engine used: groups, model, KV, graphs. The caller measures what is left."""
+        """Give back what the engine used: groups, model, KV. The caller measures what is left."""
         if self._answers is not None and self._answering is not None:
             self._answers.put(self)
             self._answering.join()

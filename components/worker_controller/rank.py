@@ -128,8 +128,8 @@ class Rank:
         if self._calls is not None:
             self._calls.close()
             self._calls = None
-        if proxy is not None and proxy.has_graphs:
-            # NCCL does not let go of its communicators while CUDA graphs that used them exist, and they outlive the model
+        if proxy is not None and not current_platform.is_cpu():
+            # NCCL may not let go of its communicators: never while CUDA graphs that used them exist, and not always without
             # (vLLM 0.26, docs/log.md). A fork of the warm server is there in half a second, with nothing of theirs in it.
             log.info(
                 "ending; a fresh process takes this rank's place", extra={"engine": assigned.engine if assigned else ""}
@@ -152,13 +152,9 @@ class Rank:
 
 @contextlib.contextmanager
 def _frozen_imports() -> Iterator[None]:
-    """Keep vLLM from unfreezing on a CPU what was there before the fork: a collection that looks at it copies all of it.
-
-    On a GPU it must: there it has frozen the model, too.
-    """
+    """Keep vLLM from unfreezing what was there before the fork: a collection that looks at it copies all of it."""
     unfreeze = gc.unfreeze
-    if current_platform.is_cpu():
-        gc.unfreeze = lambda: None
+    gc.unfreeze = lambda: None
     try:
         yield
     finally:

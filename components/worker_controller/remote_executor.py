@@ -18,10 +18,11 @@ from typing import Any
 import cloudpickle
 import msgspec
 from vllm import envs
+from vllm.platforms import current_platform
 from vllm.v1.executor.abstract import Executor
 
 from components.worker_controller.calls import LOAD, Answer, Call, NoCallError, pack, unpack_answer
-from components.worker_controller.frames import Frames, StreamClosedError
+from components.worker_controller.frames import Frames, FrameTooLongError, StreamClosedError
 from components.worker_controller.messages import JOB_VARIABLE, Doing, EngineJob, Failed, Hello, encode, phase_since
 from components.worker_controller.report import ErrorReporter, Report
 
@@ -109,6 +110,10 @@ class RemoteExecutor(Executor):  # type: ignore[misc] # vLLM is untyped here
         """Make the ranks' KV caches; see `Executor.initialize_from_config`."""
         self._tell_doing("making the KV cache")
         super().initialize_from_config(kv_cache_configs)
+        if current_platform.is_cpu() and self.parallel_config.pipeline_parallel_size > 1:
+            # A stage makes room for what the stage before sends when it computes something made up, as every GPU worker does
+            # on its way. A CPU worker that compiles nothing does not, and fails at the first request (docs/log.md).
+            self.collective_rpc("execute_dummy_batch")
 
     def execute_model(self, scheduler_output: Any, non_block: bool = False) -> Any:
         """Run one step; the result is that of the rank that has it. See `Executor.execute_model`."""
@@ -183,6 +188,9 @@ class RemoteExecutor(Executor):  # type: ignore[misc] # vLLM is untyped here
             self._ranks[position].send(frame)
         except StreamClosedError:
             raise self._lost(position, "is gone") from None
+        except FrameTooLongError as error:
+            self._report.tell(Failed(f"a call to its ranks is too long: {error}"))
+            raise RankFailedError(str(error)) from None
 
     def _answers(self, positions: Any, deadline_s: float | None) -> list[Any]:
         """Read one answer of each of `positions`, in order.

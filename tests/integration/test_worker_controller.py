@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from components.worker_controller.frames import Frames
-from tests.support.controller import ENGINE, Controller, alive, controller, gone, until
+from tests.support.controller import ENGINE, Controller, alive, controller, frozen, gone, until
 
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
@@ -121,26 +121,13 @@ def test_two_ranks_compute_what_one_does(pool: Controller) -> None:
     assert pids(pool) == before
 
 
-def test_a_pipeline_of_two_ranks_loads(pool: Controller) -> None:
-    """Its groups are made over both ranks. What it computes is untested: vLLM 0.32's own pipelines fail on CPUs."""
-    made = pool.create("pipeline", pipeline_parallel_size=2)
-    assert made["assigned_ranks"] == [0, 1]
-    assert set(pool.call("GET", "/engines/pipeline/load_timings").json()["summed"]) >= {"weights", "kv_cache"}
-
-
 def test_a_stopped_engine_delays_nobody(pool: Controller) -> None:
     """While one engine's rank and server stand still, the other answers, is deleted and created anew."""
     slow, quick = pool.create("slow"), pool.create("quick")
-    frozen = [pids(pool)[slow["assigned_ranks"][0]], slow["pid"]]
-    for pid in frozen:
-        os.kill(pid, signal.SIGSTOP)
-    try:
+    with frozen(pids(pool)[slow["assigned_ranks"][0]], slow["pid"]):
         assert pool.complete(quick["api_url"]) != ""
         pool.delete("quick")
         assert pool.complete(pool.create("quick")["api_url"]) != ""
-    finally:
-        for pid in frozen:
-            os.kill(pid, signal.SIGCONT)
     assert pool.complete(slow["api_url"]) != ""
 
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from benchmarks.servers import demo_engine, vllm_server
@@ -71,10 +70,7 @@ def test_killed_warm_server(tmp_path: Path) -> None:
     with controller(tmp_path) as made:
         made.create("lost")
         before = made.workers()[0]["pid"]
-        server = next(each for each in made.family() if "components.engine.warm_server" in each.cmdline())
-        while server.ppid() != made.process.pid:  # its children look like it
-            server = psutil.Process(server.ppid())
-        server.kill()
+        made.warm_server().kill()
         until(lambda: made.status("lost")["state"] == "failed", 30)
         until(lambda: made.call("GET", "/health").status_code == 200 and made.workers()[0]["pid"] != before, 120)
         assert made.complete(made.create("again")["api_url"]) != ""
@@ -97,6 +93,14 @@ def test_owner_consents_to_code(tmp_path: Path) -> None:
     """Started with --trust-remote-code, the controller passes it on."""
     with controller(tmp_path, "--trust-remote-code") as made:
         assert made.complete(made.create("trusting", trust_remote_code=True)["api_url"]) != ""
+
+
+def test_known_models_are_not_looked_at_elsewhere(tmp_path: Path) -> None:
+    """On a fresh host vLLM has a process of its own import everything to look at a new class, and notes what it saw."""
+    cache = tmp_path / "cache"
+    with controller(tmp_path, VLLM_CACHE_ROOT=str(cache)) as made:
+        assert made.complete(made.create("first")["api_url"]) != ""
+        assert not list(cache.glob("modelinfos/*"))
 
 
 def test_stops_with_grace(tmp_path: Path) -> None:

@@ -96,6 +96,13 @@ class Controller:
         """Return every process that descends from the controller."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
+    def warm_server(self) -> psutil.Process:
+        """Return what all its processes are forked from."""
+        found = next(each for each in self.family() if "components.engine.warm_server" in each.cmdline())
+        while found.ppid() != self.process.pid:  # its children look like it
+            found = psutil.Process(found.ppid())
+        return found
+
     def core_of(self, uuid: str) -> int:
         """Return the process id of an engine's core: the other member of its server's process group."""
         server = self.status(uuid)["pid"]
@@ -140,6 +147,19 @@ def _healthy(made: Controller, log: Path) -> bool:
         return made.call("GET", "/health", timeout_s=2).status_code == 200
     except httpx.HTTPError:
         return False
+
+
+@contextmanager
+def frozen(*pids: int) -> Iterator[None]:
+    """Have processes stand still, so that whatever waits for them is still waiting."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            if alive(pid):
+                os.kill(pid, signal.SIGCONT)
 
 
 def until(true: Any, seconds: float = 30) -> None:

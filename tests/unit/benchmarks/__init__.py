@@ -1,1 +1,1 @@
-"""The benchmarks' own logic: registry, statistics, page. What they measure is not asserted anywhere."""
+"""Unit tests of benchmarks: what they compute, not what they measure."""

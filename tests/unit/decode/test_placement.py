@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from components.decode.placement import Reason, Situation, Speeds, place
+from components.decode.placement import Reason, Situation, Speeds, given_up, place
 from components.graph.schema import Disagg
 
 RULES = Disagg(max_local_prefill_tokens=512, max_queue_depth=4, max_queue_age_s=2.0)
@@ -93,3 +93,21 @@ def test_the_median_of_measurements_counts() -> None:
     for _ in range(50):
         speeds.measured("prefill_s_per_token", 3.0)
     assert speeds.prefill_s_per_token == 3.0
+
+
+def test_what_is_learned_from_a_remote_prefill() -> None:
+    """Computing, and what is neither computing nor the queue; loading is told by itself."""
+    speeds = Speeds()
+    speeds.prefilled(1000, prefill_s=0.5, queued_s=0.2, whole_s=0.8)
+    speeds.loaded(1000, 0.1)
+    learned = (speeds.prefill_s_per_token, speeds.job_tokens, speeds.overhead_s, speeds.load_s_per_token)
+    assert learned == pytest.approx((0.5e-3, 1000, 0.1, 1e-4))
+
+
+def test_how_long_is_waited() -> None:
+    """For a start not as long as for the end; the border itself is still waited for."""
+    rules = replace(RULES, max_queue_age_s=2.0, max_wait_s=10.0)
+    assert given_up(2.0, rules, taken=False) is None
+    assert given_up(2.1, rules, taken=False) == "not_started"
+    assert given_up(10.0, rules, taken=True) is None
+    assert given_up(10.1, rules, taken=True) == "late"

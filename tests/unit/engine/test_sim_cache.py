@@ -10,7 +10,7 @@ def stored(cache: BlockCache, *block_hashes: int) -> None:
     """Let a sequence fill blocks with these hashes and finish."""
     cache.take(len(block_hashes))
     for block_hash in block_hashes:
-        assert cache.store(BlockStored(block_hash, 0, []))
+        assert cache.store(BlockStored(block_hash, 0))
     cache.release(block_hashes, 0)
 
 
@@ -61,8 +61,8 @@ def test_equal_blocks_are_stored_once() -> None:
     """The second of two equal blocks stays private."""
     cache = BlockCache(4)
     cache.take(2)
-    assert cache.store(BlockStored(1, 0, []))
-    assert not cache.store(BlockStored(1, 0, []))
+    assert cache.store(BlockStored(1, 0))
+    assert not cache.store(BlockStored(1, 0))
     cache.release([1], 1)
     assert cache.available() == 4
 
@@ -78,7 +78,7 @@ def test_no_block_is_lost(sequences: list[list[int]]) -> None:
             continue
         cache.hold(reused)
         cache.take(len(rest))
-        held = reused + [block for block in rest if cache.store(BlockStored(block, 0, []))]
+        held = reused + [block for block in rest if cache.store(BlockStored(block, 0))]
         cache.release(held, len(hashes) - len(held))
     told: set[int] = set()
     for event in cache.events:

@@ -120,10 +120,37 @@ def test_own_table(tmp_path: Path) -> None:
     path.write_text(json.dumps({**fields, "base_s": 1}))
     with pytest.raises(TimingError, match=r"mine\.json.*base_s"):
         load_timing(str(path))
-    with pytest.raises(TimingError, match="neither a file nor one of h200-8b, h200-8b-graphs"):
+    with pytest.raises(TimingError, match="neither a file nor one of dynamo-mocker, h200-8b, h200-8b-graphs"):
         load_timing("h100")
 
 
 def _median_gap_ms(times_s: list[float]) -> float:
     gaps = sorted(later - earlier for earlier, later in pairwise(times_s))
     return gaps[len(gaps) // 2] * 1e3
+
+
+def test_the_table_of_another_simulator_follows_its_formula() -> None:
+    """Dynamo's mocker: a polynomial of a step's prompt tokens, and one of the share of KV memory in use."""
+    table = load_timing("dynamo-mocker")
+    prefill = StepWork(prefill_tokens=1000, kv_usage=0.5)
+    assert table.step_s(prefill) == pytest.approx((16.50142 + 15.18344 + 0.4209989) / 1e3)
+    decode = StepWork(decode_sequences=3, decode_context_tokens=9000, grown_sequences=3, kv_usage=0.5)
+    assert table.step_s(decode) == pytest.approx((5.74 + 54.01 * 0.5 - 25.74 * 0.25) / 1e3)
+    last_chunk = StepWork(prefill_tokens=1000, grown_sequences=1, kv_usage=0.5)
+    assert table.step_s(last_chunk) == pytest.approx(table.step_s(prefill) + table.step_s(decode))
+    assert table.step_s(StepWork()) == 0
+
+
+def test_a_step_knows_how_many_sequences_grow_and_how_full_the_memory_is() -> None:
+    """A prompt that takes two steps grows in the second; its blocks are in use from the first on."""
+    engine = SimScheduler(
+        load_timing("dynamo-mocker"), blocks=10, block_size=16, max_running_requests=8, max_batched_tokens=32
+    )
+    engine.add(SimSequence(list(range(48)), 1, lambda: 7, root=0), 0.0)
+    first = engine.schedule(0.0)
+    assert first is not None
+    assert (first.work.grown_sequences, first.work.kv_usage) == (0, pytest.approx(0.2))
+    engine.complete(first)
+    second = engine.schedule(1.0)
+    assert second is not None
+    assert (second.work.grown_sequences, second.work.kv_usage) == (1, pytest.approx(0.3))

@@ -101,6 +101,13 @@ def test_more_engines_than_cores_take_turns() -> None:
     assert cores([group("decode", 3)], 1) == ["0", "0", "0"]
 
 
+def test_the_ranks_of_an_engine_share_out_its_cores() -> None:
+    """Although it is alone: vLLM by itself refuses more ranks than the machine has NUMA nodes."""
+    assert cores([group("decode", each=2)], 4) == ["0,1|2,3"]
+    assert cores([group("decode", each=2), group("prefill", each=2)], 2) == ["0|1", "0|1"]
+    assert cores([group("decode", 2, each=2)], 8) == ["0,1|2,3", "4,5|6,7"]
+
+
 def test_one_engine_has_the_cpu_to_itself() -> None:
     """And simulated ones do not count."""
     sim = EngineGroup("prefill", 3, SimEngine(), None)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.worker_controller.calls import Answer, Call, NoCallError, pack, unpack_answer, unpack_call
-from components.worker_controller.frames import Frames, StreamClosedError, head, same_user
+from components.worker_controller.frames import Frames, FrameTooLongError, StreamClosedError, head, same_user
 from components.worker_controller.messages import Assign, Failed, Phase, RankFree, decode, encode
 
 
@@ -38,6 +38,15 @@ def test_too_long_a_frame_is_refused_before_it_is_read() -> None:
     left.sendall(head(101))
     with pytest.raises(StreamClosedError, match="101"):
         frames.receive(5)
+
+
+def test_too_long_a_frame_is_not_even_sent() -> None:
+    """The sender knows the limit, too; what it sends next arrives."""
+    left, right = pair(100)
+    with pytest.raises(FrameTooLongError, match="101"):
+        left.send(b"x" * 100, b"y")
+    left.send(b"next")
+    assert right.receive(5) == b"next"
 
 
 def test_an_end_in_the_middle() -> None:

@@ -4,7 +4,8 @@ import socket
 
 import pytest
 
-from components.worker_controller.placement import cores_of
+from components.graph.schema import ControllerSettings
+from components.worker_controller.placement import cores_of, rank_environments
 from components.worker_controller.ports import NoPortError, Ports
 
 
@@ -22,6 +23,23 @@ from components.worker_controller.ports import NoPortError, Ports
 def test_cores(ranks: int, cpus: list[int], cores: list[list[int]]) -> None:
     """Equal shares, one core for the engines' other processes where there is one, sharing where there are too few."""
     assert [cores_of(rank, ranks, cpus) for rank in range(ranks)] == cores
+
+
+def test_a_rank_for_each_gpu() -> None:
+    """Unless another number is asked for."""
+    assert len(rank_environments(ControllerSettings(), {}, ["0", "1", "2"], on_cpu=False)) == 3
+    assert len(rank_environments(ControllerSettings(workers=2), {}, ["0", "1", "2"], on_cpu=False)) == 2
+    assert len(rank_environments(ControllerSettings(workers=5), {}, [], on_cpu=True)) == 5
+
+
+def test_compiled_models_are_kept_by_gpu() -> None:
+    """The first GPU shares vLLM's own cache, the others have theirs; Triton's kernels are one for all, and settable."""
+    variables = {"HOME": "/h", "A": "b"}
+    first, second = rank_environments(ControllerSettings(workers=2), variables, ["0", "1"], on_cpu=False)
+    assert first == {**variables, "VLLM_CACHE_ROOT": "/h/.cache/vllm", "TRITON_CACHE_DIR": "/h/.triton/cache"}
+    assert second == {**first, "VLLM_CACHE_ROOT": "/h/.cache/vllm/penstock-gpu-1"}
+    chosen = {"HOME": "/h", "VLLM_CACHE_ROOT": "/c", "TRITON_CACHE_DIR": "/t", "TRITON_HOME": "/x"}
+    assert rank_environments(ControllerSettings(workers=1), chosen, ["0"], on_cpu=False) == [chosen]
 
 
 def test_ports() -> None:
