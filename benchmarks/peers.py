@@ -206,7 +206,9 @@ def _call(argv: list[str]) -> None:
         raise PeerError(f"{' '.join(argv[-3:])} takes longer than {INSTALL_S} s") from error
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
-        raise PeerError(f"{' '.join(argv[-2:])}: {(said or ['no reason given'])[-1][:300]}")
+        raise PeerError(
+            f"{' '.join(argv[-2:])}: {(said or ['no reason given'])[-1].strip()[:300]}".replace(str(FOLDER), FOLDER.name)
+        )
 
 
 def main() -> None:
