@@ -213,7 +213,8 @@ class SimEngine:
         ):
             if ids and (min(ids) not in known or max(ids) not in known):
                 raise InvalidRequestError(f"{param} has token ids that are not 0 to {vocabulary.size - 1}", param=param)
-        field = "tools" if request.parsing else refusal(request.sampling, self._settings.output == "echo")
+        tools = request.parsing is not None and request.parsing.tools
+        field = "tools" if tools else refusal(request.sampling, self._settings.output == "echo")
         if field is not None:
             raise InvalidRequestError(f"{field} is not possible: the engine is simulated", param=field)
 

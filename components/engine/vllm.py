@@ -6,7 +6,7 @@ Knows the life of an engine and of a request in it. What vLLM's objects look lik
 
 import asyncio
 import gc
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -174,26 +174,27 @@ class VllmEngine:
         _check(request, opened)
         if self._kv is not None and opened.lookup is not None:
             opened.lookup.teach(self._kv, request.token_ids, request.cache_salt)
-        if request.parsing is None:
-            outputs = self._outputs(opened, request, request.sampling)
+        if opened.parsers is None and request.parsing is not None and request.parsing.tools:
+            raise InvalidRequestError("tools: this worker has no tool parser", param="tools")
+        if opened.parsers is None or request.parsing is None:
+            outputs = self._outputs(opened, request, request.sampling, {})
         else:
-            if opened.parsers is None:
-                raise InvalidRequestError("tools: this worker has no tool parser", param="tools")
             parser = opened.parsers.begin(request.parsing)
-            outputs = parser.parse(request.token_ids, self._outputs(opened, request, parser.sampling(request.sampling)))
+            sampling, reasoning = parser.sampling(request.sampling), parser.reasoning(request.token_ids)
+            outputs = parser.parse(request.token_ids, self._outputs(opened, request, sampling, reasoning))
         async with aclosing(outputs):
             async for output in outputs:
                 yield output
 
     async def _outputs(
-        self, opened: _Opened, request: GenerateRequest, sampling: Sampling
+        self, opened: _Opened, request: GenerateRequest, sampling: Sampling, reasoning: Mapping[str, Any]
     ) -> AsyncGenerator[EngineOutput, None]:
         """Run `request` through vLLM, and turn its errors into ours."""
         compat = modules.compat()
         self._unfinished.add(request.request_id)
         first = True
         try:
-            async with aclosing(compat.submit(opened.llm, request, sampling)) as stream:
+            async with aclosing(compat.submit(opened.llm, request, sampling, reasoning)) as stream:
                 async for output in stream:
                     if output.finished:
                         self._unfinished.discard(request.request_id)

@@ -140,10 +140,13 @@ def vocabulary_size(llm: AsyncLLM) -> int:
     return int(llm.model_config.get_vocab_size())
 
 
-def submit(llm: AsyncLLM, request: GenerateRequest, sampling: Sampling) -> AsyncGenerator[Any, None]:
+def submit(
+    llm: AsyncLLM, request: GenerateRequest, sampling: Sampling, reasoning: Mapping[str, Any]
+) -> AsyncGenerator[Any, None]:
     """Return vLLM's stream of ``RequestOutput`` for `request`; nothing happens before its first step.
 
-    The prompt goes in as vLLM's own renderer would hand it over, which spares a trip through a thread.
+    The prompt goes in as vLLM's own renderer would hand it over, which spares a trip through a thread. `reasoning` is
+    what `ParsedOutput.reasoning` returns.
 
     Raises:
         ValueError, TypeError: vLLM refuses a sampling parameter.
@@ -152,7 +155,7 @@ def submit(llm: AsyncLLM, request: GenerateRequest, sampling: Sampling) -> Async
     traced = request.trace and llm.vllm_config.observability_config.otlp_traces_endpoint  # vLLM's own spans, where asked for
     headers = {"traceparent": request.trace} if traced else None
     stream: AsyncGenerator[Any, None] = llm.generate(
-        prompt, to_sampling_params(sampling), request.request_id, trace_headers=headers
+        prompt, to_sampling_params(sampling), request.request_id, trace_headers=headers, **reasoning
     )
     return stream
 

@@ -72,8 +72,9 @@ class OutputParsers:
             )
         except (ValidationError, ValueError) as error:
             raise InvalidRequestError("tools: are not what a tool parser can use", param="tools") from error
-        parser = self._make(request.tools, msgspec.json.decode(parsing.template_variables))
-        return ParsedOutput(parser, parser.adjust_request(request))
+        variables = msgspec.json.decode(parsing.template_variables)
+        parser = self._make(request.tools, variables)
+        return ParsedOutput(parser, parser.adjust_request(request), variables)
 
     def _make(self, tools: Any, variables: dict[str, Any]) -> Any:
         return self._parser_class(self._tokenizer, tools, chat_template_kwargs=variables, model_config=self._model_config)
@@ -85,11 +86,13 @@ class ParsedOutput:
     Args:
         parser: a vLLM parser, which keeps state from delta to delta.
         request: a vLLM chat request, as the parser wants it.
+        variables: of the chat template; they may turn reasoning off.
     """
 
-    def __init__(self, parser: Any, request: Any) -> None:
+    def __init__(self, parser: Any, request: Any, variables: dict[str, Any]) -> None:
         self._parser = parser
         self._request = request
+        self._variables = variables
 
     def sampling(self, sampling: Sampling) -> Sampling:
         """Return `sampling` as the parser needs it: many look for special tokens, some constrain the output."""
@@ -99,6 +102,15 @@ class ParsedOutput:
             structured = StructuredOutputs(json_schema=_text(wanted.json), structural_tag=_text(wanted.structural_tag))
         skip = sampling.skip_special_tokens and self._request.skip_special_tokens
         return replace(sampling, skip_special_tokens=skip, structured_outputs=structured)
+
+    def reasoning(self, prompt: list[int]) -> dict[str, Any]:
+        """Return arguments of vLLM's `generate` that tell its core when a grammar begins to hold: after the reasoning."""
+        if any(getattr(self._request, name, False) for name in ("_grammar_from_parser", "_grammar_from_tool_parser")):
+            return {"reasoning_ended": True}
+        if self._parser.reasoning_parser is None:
+            return {}
+        ended = self._parser.is_reasoning_end(prompt)
+        return {"reasoning_ended": ended, "reasoning_parser_kwargs": {"chat_template_kwargs": self._variables}}
 
     async def parse(
         self, prompt: list[int], outputs: AsyncGenerator[EngineOutput, None]

@@ -51,8 +51,8 @@ class Tokenizer:
         self._segments = self._make_segments(remembered_chars) if remembered_chars else None
 
     def _make_segments(self, max_chars: int) -> Segments | None:
-        backend = self._fast.backend_tokenizer
-        if not separable(json.loads(backend.to_str())):
+        backend = getattr(self._fast, "backend_tokenizer", None)  # some tokenizers are Python only
+        if backend is None or not separable(json.loads(backend.to_str())):
             return None
         special = {token.content: token_id for token_id, token in self._fast.added_tokens_decoder.items()}
         return Segments(special, lambda text: self._encode(text, add_special_tokens=False), max_chars)

@@ -114,10 +114,10 @@ class ChatAnswer:
     def _piece(self, piece: Piece) -> bytes:
         sequence, new = piece.sequence, piece.delta
         calls = self._calls(sequence, new.text, new.tool_calls)
-        if calls:
-            delta = _Delta(tool_calls=[_tool_call(call) for call in calls], reasoning=new.reasoning or UNSET)
-        elif new.reasoning:
-            delta = _Delta(content=new.text or UNSET, reasoning=new.reasoning)
+        if calls or new.reasoning:
+            content = UNSET if self._forced else new.text or UNSET
+            made = [_tool_call(call) for call in calls] if calls else UNSET
+            delta = _Delta(content=content, reasoning=new.reasoning or UNSET, tool_calls=made)
         elif self._forced and new.finish_reason is None and not (new.logprobs or self._plan.token_ids):
             return b""
         else:

@@ -66,6 +66,7 @@ class AssistantMessage(_Part, frozen=True, tag_field="role", tag="assistant"):
     content: Content | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
+    reasoning: str | None = None
     reasoning_content: str | None = None
     refusal: None = None
     audio: None = None
@@ -99,6 +100,12 @@ def text_of(message: ChatMessage) -> str | None:
     return message.content
 
 
+def as_json(messages: list[ChatMessage]) -> str:
+    """Return `messages` as JSON text in OpenAI's own shape, in which what is not said is left out, not null."""
+    said = [{name: value for name, value in entry.items() if value is not None} for entry in msgspec.to_builtins(messages)]
+    return msgspec.json.encode(said).decode()
+
+
 def for_template(messages: list[ChatMessage]) -> list[dict[str, Any]]:
     """Return `messages` as chat templates read them: content as text, tool arguments as objects.
 
@@ -115,11 +122,12 @@ def _for_template(message: ChatMessage, path: str) -> dict[str, Any]:
     if isinstance(message, ToolMessage):
         entry["tool_call_id"] = message.tool_call_id
     if isinstance(message, AssistantMessage):
-        if message.content is None and not message.tool_calls:
+        reasoning = message.reasoning or message.reasoning_content
+        if message.content is None and not message.tool_calls and reasoning is None:
             raise InvalidRequestError(f"{path}.content: is missing", param=f"{path}.content")
         entry["content"] = entry["content"] or ""
-        if message.reasoning_content is not None:
-            entry["reasoning_content"] = message.reasoning_content
+        if reasoning is not None:
+            entry["reasoning_content"] = reasoning
         if message.tool_calls:
             calls = enumerate(message.tool_calls)
             entry["tool_calls"] = [_call(call, f"{path}.tool_calls[{index}].function.arguments") for index, call in calls]

@@ -192,10 +192,11 @@ class Pipeline:
         """Read the request and start generating; stop that at the end of the context."""
         deadline = Deadline(caller.clock.received_s, self._http.request_timeout_s)
         plan = await self._plan(caller, make, deadline)
-        answer = writer(plan, caller.answer_id, int(time.time()))
         context_tokens = self._fleet.context_tokens()
         if context_tokens is None:
             context_tokens = await deadline.within(self._context_tokens())
+            plan = await self._plan(caller, make, deadline)  # anew, by what the worker offers that has come
+        answer = writer(plan, caller.answer_id, int(time.time()))
         if plan.tools.auto and not all(worker.offer.tool_parser for worker in self._fleet.ready()):
             raise InvalidRequestError(
                 'tool_choice: "auto" needs a tool parser at the workers, and none is set up', param="tool_choice"

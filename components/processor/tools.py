@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from components.processor.messages import as_json
 from components.processor.openai import ChatRequest, NamedTool, Tool
 from components.wire.errors import InvalidRequestError
 from components.wire.messages import OutputParsing, StructuredOutputs, ToolCallDelta
@@ -55,7 +56,7 @@ def tooling(body: ChatRequest, reasoning: bool = False) -> Tooling:
     if choice != "none" and not tools:
         raise InvalidRequestError("tool_choice: needs `tools`", param="tool_choice")
     parallel = body.parallel_tool_calls is not False
-    plain = OutputParsing("", _text(body.messages), _text(body.chat_template_kwargs or {})) if reasoning else None
+    plain = OutputParsing("", as_json(body.messages), _text(body.chat_template_kwargs or {})) if reasoning else None
     if choice == "none":
         return Tooling(parsing=plain)
     if choice == "auto":
@@ -64,7 +65,7 @@ def tooling(body: ChatRequest, reasoning: bool = False) -> Tooling:
                 param = f"tools[{index}].function.strict"
                 raise InvalidRequestError(f"{param}: can only be kept when a tool is required or named", param=param)
         offered, variables = _text([_plain(tool) for tool in tools]), _text(body.chat_template_kwargs or {})
-        parsing = OutputParsing(offered, _text(body.messages), variables)
+        parsing = OutputParsing(offered, as_json(body.messages), variables)
         return Tooling(parsing=parsing, parallel=parallel)
     if isinstance(choice, NamedTool):
         name = choice.function.name

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 import pytest_asyncio
@@ -19,6 +20,8 @@ from components.engine.vllm_args import OURS, known_engine_args
 from components.graph import schema
 from components.model.folder import model_folder
 from components.model.tokenizer import Tokenizer
+from components.processor.openai import ChatRequest, parse
+from components.processor.tools import tooling
 from components.wire.errors import InvalidRequestError, WorkerLostError
 from components.wire.messages import FinishReason, OutputParsing, StructuredOutputs
 from tests.support.engine_contract import EngineContract, ask, load_becomes, make_prompt, make_request
@@ -170,6 +173,26 @@ async def test_tool_call(engine: VllmEngine) -> None:
     assert json.loads("".join(call.arguments for call in calls)) == {"city": "Paris"}
     assert "".join(output.text for output in outputs).strip() == ""
     assert outputs[-1].finish_reason is FinishReason.TOOL_CALLS
+
+
+async def test_a_conversation_reaches_the_parser(engine: VllmEngine) -> None:
+    """As the processor hands it over: every kind of message, and an answer of ours sent back."""
+    call = {"id": "c", "type": "function", "function": {"name": "get_weather", "arguments": "{}"}}
+    messages = [
+        {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+        {"role": "developer", "content": "Be polite."},
+        {"role": "user", "content": "Hello!", "name": "Ann"},
+        {"role": "assistant", "content": "Hello.", "refusal": None, "reasoning": "She greets."},
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "fine"},
+    ]
+    body = {"messages": messages, "tools": json.loads(WEATHER)}
+    parsing = tooling(parse(msgspec.json.encode(body), ChatRequest)).parsing
+    assert parsing is not None
+    fields = {"structured_outputs": StructuredOutputs(choice=("no tool needed",)), "ignore_eos": False}
+    answer = await ask(engine, make_request(make_prompt(20), parsing=parsing, **fields))
+    assert answer.text == "no tool needed"
 
 
 async def test_text_beside_a_tool_parser(engine: VllmEngine) -> None:

@@ -172,6 +172,20 @@ def test_calls_from_the_workers_parser() -> None:
     assert choice["finish_reason"] == "tool_calls"
 
 
+def test_text_and_calls_in_one_piece() -> None:
+    """None is lost; of a forced call, the raw text is never shown."""
+    made = plan(tools=Tooling(parsing=OutputParsing("[]")))
+    (sequence,) = sequences(made)
+    piece = take(sequence, token_ids=[1], text="Sure.", tool_calls=(ToolCallDelta(0, "call_1", "f", "{}"),))
+    (chunk,) = events(ChatAnswer(made, "1", 99).chunks([piece]))
+    assert chunk["choices"][0]["delta"]["content"] == "Sure."
+    assert chunk["choices"][0]["delta"]["tool_calls"][0]["function"]["name"] == "f"
+    forced = plan(tools=Tooling(StructuredOutputs(json_object=True), parsing=OutputParsing()))
+    (sequence,) = sequences(forced)
+    (chunk,) = events(ChatAnswer(forced, "1", 99).chunks([take(sequence, token_ids=[1], reasoning="So", text='[{"na')]))
+    assert chunk["choices"][0]["delta"] == {"reasoning": "So"}
+
+
 def test_reasoning_stands_beside_the_answer() -> None:
     """In a field of its own, as vLLM's server has it; while there is no answer yet, its content is missing or null."""
     made = plan(tools=Tooling(parsing=OutputParsing()))
