@@ -133,6 +133,8 @@ def main() -> None:
     if asked.list:
         listing()
         return
+    for sign in (signal.SIGTERM, signal.SIGHUP):  # leave the piece that runs no less than on Ctrl-C
+        signal.signal(sign, lambda sign, _: sys.exit(128 + sign))
     asked.json.mkdir(parents=True, exist_ok=True)
     chosen = [known[name] for name in asked.pieces or known]
     if {"index", "control-plane"} & {piece.name for piece in chosen}:

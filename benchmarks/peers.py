@@ -74,6 +74,15 @@ class Peer:
             _call([str(self.python), "-m", "pip", "install", "--quiet", *arguments])
         return self.version()
 
+    def expect(self) -> None:
+        """Make sure that it is installed: no piece's time goes into that.
+
+        Raises:
+            PeerError: it is not.
+        """
+        if not self.version():
+            raise PeerError(f"{self.name} is not installed; `python -m benchmarks.peers {self.name}` tries to")
+
 
 # ai-dynamo's own list of requirements names a stub that PyPI cannot resolve; these are what its frontend and mocker import.
 DYNAMO = Peer(
@@ -115,7 +124,7 @@ def dynamo(model: Path, workers: int = 4, joined: bool = False) -> Iterator[Syst
 
     A thousand times the speed of a GPU is where its mocker is fastest; 0, "infinite", makes its steps wait for a timer.
     """
-    DYNAMO.install()
+    DYNAMO.expect()
     with tempfile.TemporaryDirectory() as store, ExitStack() as stack:
         plane = ["--discovery-backend", "file", "--event-plane", "zmq"]
         hosts = ("DYN_TCP_RPC_HOST", "DYN_TCP_RESPONSE_STREAM_HOST", "DYN_EVENT_PLANE_HOST", "DYN_SYSTEM_HOST")
@@ -147,7 +156,7 @@ def _until_registered(store: Path, workers: int) -> None:
 @contextmanager
 def sglang_router(_: Path) -> Iterator[System]:
     """Run SGLang's router in front of one mock worker."""
-    SGLANG_ROUTER.install()
+    SGLANG_ROUTER.expect()
     words = ["-m", "sglang_router.launch_router", "--prometheus-host", "127.0.0.1", "--prometheus-port", str(free_port())]
     words += ["--log-level", "error"]
     with _proxy(SGLANG_ROUTER, words, "--worker-urls") as system:
@@ -157,7 +166,7 @@ def sglang_router(_: Path) -> Iterator[System]:
 @contextmanager
 def vllm_router(_: Path) -> Iterator[System]:
     """Run vLLM's router in front of one mock worker."""
-    VLLM_ROUTER.install()
+    VLLM_ROUTER.expect()
     words = ["-m", "vllm_router.launch_router", "--prometheus-port", str(free_port()), "--log-level", "error"]
     with _proxy(VLLM_ROUTER, words, "--worker-urls") as system:
         yield system
@@ -166,7 +175,7 @@ def vllm_router(_: Path) -> Iterator[System]:
 @contextmanager
 def production_stack(_: Path) -> Iterator[System]:
     """Run production-stack's router in front of one mock worker."""
-    PRODUCTION_STACK.install()
+    PRODUCTION_STACK.expect()
     words = [
         "-m",
         "vllm_router.app",

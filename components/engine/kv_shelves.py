@@ -1,5 +1,6 @@
 """What an engine's events say is held: one of its KV cache groups on one tier is a shelf. Pure; see `kv_translate`."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 EngineHash = int | bytes
@@ -77,7 +78,9 @@ class StoreShelf(Shelf):
     def __init__(self) -> None:
         super().__init__()
         self.parents: dict[EngineHash, int | None] = {}
-        self.gone: dict[EngineHash, Sequence[int]] = {}
+        self.gone: OrderedDict[EngineHash, Sequence[int]] = (
+            OrderedDict()
+        )  # a dict takes long to find its first entry after many
 
     def end(self, block: EngineHash) -> int | None:
         """Return the last block of ours in a chunk, also in one that is gone: what follows it may still be held."""
@@ -106,6 +109,5 @@ class StoreShelf(Shelf):
         """Keep for a while what a chunk is in ours, though it is not held."""
         self.gone[block] = piece
         if len(self.gone) > _MAX_GONE:
-            oldest = next(iter(self.gone))
-            del self.gone[oldest]
+            oldest, _ = self.gone.popitem(last=False)
             self.parents.pop(oldest, None)

@@ -56,7 +56,7 @@ _ARCHITECTURES = (
 
 
 for name in (*_EVERYWHERE, *(_ON_CPU if current_platform.is_cpu() else _ON_GPU)):
-    with contextlib.suppress(ModuleNotFoundError):
+    with contextlib.suppress(ImportError):
         importlib.import_module(name)
 for name in _ARCHITECTURES:
     with contextlib.suppress(ImportError, KeyError):

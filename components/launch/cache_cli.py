@@ -14,7 +14,7 @@ from rich.table import Table
 from components.graph.keys import ENVIRONMENT, ApiKeys
 from components.graph.load import GraphError, load_graph
 from components.graph.schema import CacheController
-from components.launch.state import GraphPhase, StateFolder, all_states
+from components.launch.state import GraphPhase, StateFolder, all_states, as_it_is
 from components.launch.target import fail
 from components.launch.views import make_table
 from components.telemetry.folders import state_root
@@ -76,7 +76,7 @@ def _coordinators() -> list[str]:
     """Return the coordinators of the graphs that serve on this machine now; a controller asks again and again."""
     found = []
     for state in all_states():
-        if state.phase is not GraphPhase.READY:
+        if as_it_is(state).phase is not GraphPhase.READY:
             continue
         try:
             lmcache = load_graph(StateFolder(state.graph).graph_file).lmcache

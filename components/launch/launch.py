@@ -23,7 +23,7 @@ from components.launch.child import last_line
 from components.launch.devices import PlanError, engine_groups
 from components.launch.guard import sweep
 from components.launch.machine import free_port, look
-from components.launch.plan import Plan, make_plan, wanted_ports
+from components.launch.plan import Plan, has_coordinator, make_plan, wanted_ports
 from components.launch.state import GraphPhase, GraphRunningError, GraphState, StateFolder
 from components.launch.supervisor import Supervisor
 from components.model.folder import ModelError, model_folder
@@ -75,7 +75,7 @@ def _with_ports(graph: Graph) -> Graph:
         PlanError: there is none.
     """
     lmcache = graph.lmcache
-    if lmcache is None or not lmcache.coordinator or lmcache.coordinator_port:
+    if lmcache is None or lmcache.coordinator_port or not has_coordinator(graph):
         return graph
     port = free_port(lmcache.host, "lmcache.host")
     return replace(graph, lmcache=replace(lmcache, coordinator_port=port))

@@ -175,10 +175,15 @@ def _lmcache(graph: Graph) -> Iterator[ProcessSpec]:
     )
 
 
+def has_coordinator(graph: Graph) -> bool:
+    """Whether this part of the graph runs LMCache's coordinator: where there is a real server for it to know."""
+    return bool(graph.lmcache and graph.lmcache.coordinator) and any(spec.ports for spec in _lmcache(graph))
+
+
 def _coordinator(graph: Graph) -> Iterator[ProcessSpec]:
-    """Yield LMCache's coordinator, where there is a real server for it to know. No request needs it."""
+    """Yield LMCache's coordinator. No request needs it."""
     settings, servers = graph.lmcache, list(_lmcache(graph))
-    if settings is None or not settings.coordinator or not any(spec.ports for spec in servers):
+    if settings is None or not has_coordinator(graph):
         return
     yield ProcessSpec(
         graph.process_name("coordinator", 0),

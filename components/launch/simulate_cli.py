@@ -1,5 +1,6 @@
 """``penstock simulate``: reads flags, runs the fleets they name, shows one table. The work is `simulate`'s."""
 
+import itertools
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,10 @@ from components.launch.target import fail
 from components.launch.views import make_table
 from components.simulate.generate import Kind, Traffic, generate
 from components.simulate.outcome import Slo
-from components.simulate.plots import PlotError, check, plot
+from components.simulate.plots import PlotError, plot
+from components.simulate.plots import check as check_plots
 from components.simulate.scenario import Scenario, ScenarioError, grid
+from components.simulate.simulation import check
 from components.simulate.simulation import simulate as run_scenario
 from components.simulate.table import Row, as_json, columns, fields, labels
 from components.simulate.trace import Request, TraceError, cut, read_trace, write_trace
@@ -68,9 +71,12 @@ def simulate(
         **dict(_split(setting) for setting in more),
         "policy": policy,
     }
+    for file in (save_trace, json_file, plot_file):
+        if file is not None and not file.parent.is_dir():
+            fail(f"{file}: there is no folder {file.parent}")
     try:
         if plot_file is not None:
-            check()
+            check_plots()
         fleets = grid(Scenario(seed=seed), {path: values.split(",") for path, values in dimensions.items()})
         speeds = _speeds(speed)
         if make is not None and trace is None:
@@ -99,10 +105,14 @@ def simulate(
             plot(rows, plot_file)
     except (TraceError, ScenarioError, PlotError) as error:
         fail(str(error))
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}")
 
 
 def _run(traffic: Mapping[str, Sequence[Request]], fleets: Sequence[Scenario], slo: Slo) -> list[Row]:
     """Run every fleet under every traffic, with a bar for each run and one for all."""
+    for requests, fleet in itertools.product(traffic.values(), fleets):
+        check(requests, fleet)  # nothing is simulated in vain
     rows = []
     with _bar() as bar:
         whole = bar.add_task("all", total=sum(map(len, traffic.values())) * len(fleets))

@@ -30,6 +30,7 @@ _MAX_KEPT_BYTES = 64 * 2**20
 _RECENT_S = 3.0
 _RETRY_S = 0.5
 _TIMEOUT_S = 5.0
+_MOST_TRIES = 3  # of a report that a coordinator fails at
 
 
 class _Report(NamedTuple):
@@ -90,15 +91,23 @@ class Relay:
 
     async def run(self) -> None:
         """Deliver what the server tells to the coordinator, for ever."""
+        tries = 0
         while True:
             await self._more.wait()
             while self._kept:
-                report = self._kept[0]
-                if await self._deliver(report):
-                    self._delivered(report)
-                else:
+                report, tries = self._kept[0], tries + 1
+                try:
+                    taken = await self._deliver(report)
+                except aiohttp.ClientError:
                     self._again()
+                    taken, tries = False, 0
+                if not taken and tries < _MOST_TRIES:
                     await asyncio.sleep(_RETRY_S)
+                    continue
+                if not taken:
+                    log.warning("the coordinator does not take a report", extra={"bytes": len(report.body)})
+                tries = 0
+                self._delivered(report)
             self._more.clear()
 
     async def _on_events(self, request: web.Request) -> web.Response:
@@ -141,17 +150,20 @@ class Relay:
         self._more.set()
 
     async def _deliver(self, report: _Report) -> bool:
-        """Return whether the coordinator answers, whatever it thinks of the report."""
+        """Return whether the coordinator takes a report, or refuses it for good.
+
+        Raises:
+            aiohttp.ClientError: there is no coordinator.
+        """
         if self._http is None:
             return False
-        headers = {"Content-Type": "application/json"}
+        url, headers = f"{self._coordinator}{report.path}", {"Content-Type": "application/json"}
         try:
-            url = f"{self._coordinator}{report.path}"
             async with self._http.post(url, data=report.body, headers=headers) as answer:
                 if answer.status >= 400:
                     log.warning("the coordinator refuses a report", extra={"status": answer.status})
                 return answer.status < 500
-        except (aiohttp.ClientError, TimeoutError):
+        except TimeoutError:
             return False
 
     def _delivered(self, report: _Report) -> None:

@@ -110,6 +110,7 @@ class Outcome:
         """Return what people compare; at least one request must have ended."""
         times = list(zip(self.ttft_s, self.e2e_s, self.outputs, strict=True))
         tpot_s = [(e2e_s - ttft_s) / (tokens - 1) for ttft_s, e2e_s, tokens in times if tokens > 1] or [0.0]
+        span_s = max(self.span_s, 1e-9)  # engines may take no time
         ttft, tpot, e2e = _sorted_ms(self.ttft_s), _sorted_ms(tpot_s), _sorted_ms(self.e2e_s)
         return Figures(
             requests=len(times),
@@ -126,9 +127,9 @@ class Outcome:
             e2e_mean_ms=_mean(e2e),
             e2e_p50_ms=_quantile(e2e, 0.5),
             e2e_p99_ms=_quantile(e2e, 0.99),
-            output_tokens_per_s=sum(self.outputs) / self.span_s,
+            output_tokens_per_s=sum(self.outputs) / span_s,
             within_slo_ratio=self._within(slo, times) if slo is not None and slo.asked else None,
-            busy_ratio=self.busy_s / (self.workers * self.span_s),
+            busy_ratio=self.busy_s / (self.workers * span_s),
             remote_prefills=self.remote_prefills,
             preempted=self.preempted,
             span_s=self.span_s,

@@ -82,6 +82,9 @@ def _scenario(raw: dict[str, Any]) -> Scenario:
     for field in ("speed", "block_size", "kv_blocks", "max_running_requests", "max_batched_tokens"):
         if not 0 < getattr(scenario, field) < float("inf"):
             raise ScenarioError(f"{field}: must be more than 0")
+    for field, least in (("delay_s", 0), ("lmcache_gb", 0), ("lmcache_chunk_tokens", 1), ("prefill_workers", 0)):
+        if not least <= getattr(scenario, field) < float("inf"):
+            raise ScenarioError(f"{field}: must be a number of at least {least}")
     return scenario
 
 

@@ -17,7 +17,7 @@ from components.engine.sim_sequence import SimSequence
 from components.engine.sim_shared import SharedPrompts, capacity_chunks
 from components.engine.sim_step import Step
 from components.engine.sim_table import ChunkTable, empty_table
-from components.engine.sim_timing import TimingError, load_timing
+from components.engine.sim_timing import Timing, TimingError, load_timing
 from components.graph.schema import LMCache
 from components.router.cost import Prompt
 from components.router.feed import Feed
@@ -67,11 +67,7 @@ class Simulation:
         Raises:
             ScenarioError: the fleet makes no sense, or a request fits none of its engines.
         """
-        _check(requests, scenario)
-        try:
-            timing = load_timing(scenario.timing).faster(scenario.speed)
-        except TimingError as error:
-            raise ScenarioError(str(error)) from error
+        timing = check(requests, scenario)
         self.outcome = Outcome()
         self._requests = iter(requests)
         self._left = self._all = len(requests)
@@ -236,8 +232,12 @@ def _shared(scenario: Scenario) -> ChunkTable | None:
     return ChunkTable(empty_table(capacity_chunks(settings), settings.chunk_tokens))
 
 
-def _check(requests: Sequence[Request], scenario: Scenario) -> None:
-    """Raise what `Simulation` raises."""
+def check(requests: Sequence[Request], scenario: Scenario) -> Timing:
+    """Return the timing of the fleet's engines, once it is clear that it can take all requests.
+
+    Raises:
+        ScenarioError: it cannot, or there is no such timing.
+    """
     if scenario.workers < 1:
         raise ScenarioError("workers: must be at least 1")
     if scenario.prefill_workers and not scenario.lmcache_gb:
@@ -252,3 +252,7 @@ def _check(requests: Sequence[Request], scenario: Scenario) -> None:
             f"kv_blocks: {scenario.kv_blocks} blocks of {scenario.block_size} tokens hold {room} tokens, "
             f"and the longest request of the trace has {longest}"
         )
+    try:
+        return load_timing(scenario.timing).faster(scenario.speed)
+    except TimingError as error:
+        raise ScenarioError(str(error)) from error

@@ -121,6 +121,9 @@ class Pool:
             self._replace(slot, f"did not reset within {self._settings.reset_timeout_s:g} s and was replaced")
             return
         if left_bytes is None:
+            if slot.finished:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(slot.ready.wait(), self._settings.reset_timeout_s)
             return
         if left_bytes > self._settings.leak_tolerance_mb * 2**20:
             self._replace(slot, f"kept {left_bytes / 2**20:.0f} MiB after engine {engine} and was replaced")
@@ -153,19 +156,20 @@ class Pool:
         slot.begin(str(socket))
         self._hub.expect(key, slot)
         began = time.monotonic()
-        why = ""
+        why, finished = "", False
         try:
             child = await self._start(slot, socket, key)
             slot.pid = child.pid
             was_ready = await self._watch(slot, child)
-            why = how_it_ended(await child.wait(), began)
+            code = await child.wait()
+            why, finished = how_it_ended(code, began), code == 0
         except WarmStartError as error:
             was_ready, why = False, str(error)
         finally:
             self._hub.forget(key)
             socket.unlink(missing_ok=True)
         log.warning("a rank ended", extra={"rank": slot.number, "why": slot.fate or why})
-        slot.died(why)
+        slot.died(why, finished=finished)
         return was_ready
 
     async def _start(self, slot: RankSlot, socket: Path, key: str) -> WarmChild:

@@ -57,6 +57,7 @@ class RankSlot:
         pid: the living process.
         ready: set while a process is warm.
         fate: why the process is about to be killed by us; empty when it dies by itself.
+        finished: the last process ended because its engine had, as all do on GPUs; it is nobody's failure.
     """
 
     def __init__(self, number: int) -> None:
@@ -65,6 +66,7 @@ class RankSlot:
         self.pid: int | None = None
         self.ready = asyncio.Event()
         self.fate = ""
+        self.finished = False
         self._state = RankState.STARTING
         self._link: Link | None = None
         self._engine: str | None = None
@@ -152,8 +154,9 @@ class RankSlot:
         self.ready.clear()
         self._state = RankState.STARTING
 
-    def died(self, why: str) -> None:
-        """The process is gone."""
+    def died(self, why: str, *, finished: bool = False) -> None:
+        """The process is gone; `finished`: because its engine was over."""
+        self.finished = finished
         self._last_death = self.fate or why
         self._replaced += 1
         self._served = 0
@@ -163,7 +166,7 @@ class RankSlot:
         if self._freed is not None and not self._freed.done():
             self._freed.set_result(None)
         callback, self._on_death, self._on_phase, self._engine = self._on_death, None, None, None
-        if callback is not None:
+        if callback is not None and not finished:
             callback(f"worker rank {self.number} {self._last_death}")
 
     def view(self) -> RankView:

@@ -65,6 +65,10 @@ def test_a_table_of_splits_and_its_picture(tmp_path: Path) -> None:
         (["--generate", "bursts", "--speed", "fast"], "--speed: must be numbers"),
         (["--generate", "bursts", "--set", "seed"], "--set: must be SETTING=VALUE"),
         (["--generate", "bursts", "--workers", "1+1"], "lmcache_gb must be more than 0"),
+        (["--generate", "bursts", "--set", "delay_s=-1"], "delay_s: must be a number of at least 0"),
+        (["--generate", "bursts", "--lmcache-gb", "inf"], "lmcache_gb: must be a number of at least 0"),
+        (["--generate", "bursts", "--timing", "h200-8b,none"], "timing: none is neither a file nor one of"),
+        (["--generate", "bursts", "--json", "/no/such/folder/x"], "there is no folder /no/such/folder"),
     ],
 )
 def test_mistakes(words: list[str], mistake: str) -> None:

@@ -107,6 +107,21 @@ async def test_a_refused_report_is_dropped_and_a_broken_coordinator_asked_again(
         assert await came(1) == again
 
 
+async def test_a_report_that_the_coordinator_always_fails_at_stops_no_other() -> None:
+    """It is given up after three tries."""
+    coordinator = Coordinator()
+    coordinator.status = 500
+    async with coordinator.there(), relay(f"http://127.0.0.1:{coordinator.port}") as (running, _):
+        for number in (1, 2):
+            await call(f"{running.url}/events", b'{"batches": [], "number": %d}' % number)
+
+        async def both_came() -> bool:
+            return sum('"number": 2' in body for _, body in coordinator.heard) > 0
+
+        await until(both_came)
+        assert sum('"number": 1' in body for _, body in coordinator.heard) == 3
+
+
 async def test_what_is_kept_is_bounded() -> None:
     """The oldest reports make room."""
     coordinator = Coordinator()

@@ -67,3 +67,13 @@ async def test_a_death_is_told_once() -> None:
     slot.died("was killed")
     assert await releasing is None
     assert slot.view().replaced == 3
+
+
+async def test_a_process_that_ends_with_its_engine_is_no_failure() -> None:
+    """As on GPUs: the engine is not told that it lost a rank, and its end is why it ended."""
+    slot = RankSlot(3)
+    warm(slot)
+    slot.assign("e", "key", pytest.fail, lambda *_: None)
+    slot.died("ended with exit code 0", finished=True)
+    assert slot.finished
+    assert await slot.release("e", 1) is None
