@@ -1,13 +1,14 @@
 """What comes in over the bus: decoded, handed to a callback, answered.
 
 What cannot be decoded is counted and dropped. An exception that a callback did not foresee costs nobody
-else's message: the asker gets an internal error, and `on_exception` hears of it.
+else's message: the asker gets an internal error, and `on_exception` hears of it. A process that asks what it
+answers itself needs no bus for that (`here`).
 """
 
 import logging
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import nats.micro
@@ -45,10 +46,12 @@ class Answering:
 
     Attributes:
         undecodable_messages: how many came so far.
+        here: what this process offers, by subject.
     """
 
     def __init__(self, client: Client, on_exception: Callable[[Exception], None]) -> None:
         self.undecodable_messages = 0
+        self.here: dict[str, Callable[[Any], Awaitable[Message | None]]] = {}
         self._client = client
         self._on_exception = on_exception
 
@@ -100,6 +103,8 @@ class Answering:
     ) -> Callable[[], Awaitable[None]]:
         """As `serve`, and visible to ``nats micro``: it answers discovery, and counts requests and time.
 
+        This process's own requests on `subject` go to `answer` as they are.
+
         Args:
             service: its name there.
             queue: of all that serve the subject under this name, one gets each request.
@@ -123,7 +128,21 @@ class Answering:
         config = ServiceConfig(service, version("penstock"), queue_group=queue, metadata={"subject": subject})
         offered = await nats.micro.add_service(self._client, config)
         await offered.add_endpoint(name=subject.rpartition(".")[2], subject=subject, handler=handle)
-        return offered.stop
+        self.here[subject] = answer
+
+        async def stop() -> None:
+            del self.here[subject]
+            await offered.stop()
+
+        return stop
+
+    async def answer(self, subject: str, message: Message) -> Message | None:
+        """Return the answer to this process's own request on a subject in `here`.
+
+        Raises:
+            PenstockError: as a reply would tell it.
+        """
+        return await _safely(self.here[subject], message)
 
     async def call(self, callback: Callable[[], Awaitable[None]]) -> None:
         """Call `callback`."""
@@ -140,16 +159,28 @@ class Answering:
             self.undecodable_messages += 1
             return _refusal(InvalidRequestError(f"undecodable {getattr(kind, '__name__', kind)}: {error}"))
         try:
-            reply = await answer(message)
+            reply = await _safely(answer, message)
         except PenstockError as error:
             return _refusal(error)
-        except Exception as error:  # noqa: BLE001 one request's failure, not the process's
-            log.error("a request failed", extra={"kind": type(message).__name__, "error": trail(error)})  # noqa: TRY400
-            return _refusal(PenstockError("the server failed to answer; its log says why"))
         payload = b"" if reply is None else encode(reply)
         if len(payload) > (most := self._client.max_payload):
             return _refusal(PenstockError(f"the answer takes {len(payload)} bytes; the NATS server takes {most}"))
         return _Reply(payload)
+
+
+async def _safely(answer: Callable[[M], Awaitable[Message | None]], message: M) -> Message | None:
+    """Return what `answer` makes of `message`.
+
+    Raises:
+        PenstockError: it refuses, or it failed for no foreseen reason.
+    """
+    try:
+        return await answer(message)
+    except PenstockError:
+        raise
+    except Exception as error:  # one request's failure, not the process's
+        log.error("a request failed", extra={"kind": type(message).__name__, "error": trail(error)})  # noqa: TRY400
+        raise PenstockError("the server failed to answer; its log says why") from error
 
 
 def _refusal(error: PenstockError) -> _Reply:

@@ -9,8 +9,9 @@ import gc
 import logging
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -128,6 +129,22 @@ async def _run(component: str, name: str, graph: Graph, serve: Serve, folder: Pa
     finally:
         await member.tell()
         await bus.close()
+
+
+@asynccontextmanager
+async def beside(process: Process, component: str, name: str) -> AsyncIterator[Process]:
+    """Run a second component in `process`, a member of the graph under a name of its own; yields what the frame gives it.
+
+    Raises:
+        NameTakenError: another process has the name.
+    """
+    member = Member(process.bus, process.subjects, name, component)
+    await member.claim()
+    telling = process.tasks.create_task(member.run())
+    yield replace(process, member=member)
+    member.become(ProcessState.STOPPED)
+    telling.cancel()
+    await member.tell()
 
 
 async def _end_with(bus: Bus) -> None:

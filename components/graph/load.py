@@ -137,7 +137,7 @@ def _check(graph: Graph) -> None:
     ]
     if graph.components.router:
         at_least_one.append(("components.router.max_index_pairs", graph.components.router.max_index_pairs))
-        _check_router(graph.components.router)
+        _check_router(graph.components.router, graph.routers)
     for path, value in at_least_one:
         if value < 1:
             raise GraphError(f"{path}: must be at least 1, not {value}")
@@ -188,14 +188,14 @@ def _check_nats(nats: str | Nats) -> None:
         raise GraphError(f"nats: must be `embedded`, a URL such as nats://host:4222, or a map, not {nats!r}")
 
 
-def _check_router(router: RouterSettings) -> None:
+def _check_router(router: RouterSettings, routers: int) -> None:
     for name in ("session_ttl_s", "temperature_s", "occupancy_weight", "decode_weight"):
         if getattr(router, name) < 0:
             raise GraphError(f"components.router.{name}: must not be negative, not {getattr(router, name)}")
     for name in ("timeout_s", "approximate_ttl_s"):
         if getattr(router, name) <= 0:
             raise GraphError(f"components.router.{name}: must be more than 0 seconds, not {getattr(router, name)}")
-    last = router.http_port + max(router.replicas, 1) - 1
+    last = router.http_port + max(routers, 1) - 1
     if not 0 < router.http_port <= last < 65536:
         raise GraphError(f"components.router.http_port: {router.http_port} to {last} must lie in 1 to 65535")
 

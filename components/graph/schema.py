@@ -110,6 +110,7 @@ class RouterSettings(Settings, frozen=True):
     """Router processes: they know who holds which KV blocks, and choose the worker for each request."""
 
     replicas: int = 1  # each knows everything; they share the load of questions; 0: they run on other machines
+    embedded: bool = False  # true: a router inside each processor instead: half a millisecond less, one process less
     policy: Literal["kv", "approximate", "round_robin", "random", "least_loaded"] = "kv"  # how workers are chosen
     session_ttl_s: float = 0.0  # more than 0: requests of one session keep their worker while used within so many seconds
     temperature_s: float = 0.0  # kv: 0 takes the cheapest worker; more spreads choices over costs that differ by about this
@@ -229,6 +230,14 @@ class Graph(Settings, frozen=True):
     def disaggregated(self) -> bool:
         """Whether decode workers may leave prompts to prefill workers."""
         return self.components.prefill is not None
+
+    @property
+    def routers(self) -> int:
+        """How many routers this machine runs, in processes of their own or inside its processors."""
+        router, processor = self.components.router, self.components.processor
+        if router is None or not router.embedded:
+            return router.replicas if router else 0
+        return processor.replicas if processor else 0
 
     @property
     def tells_kv(self) -> bool:

@@ -75,7 +75,8 @@ def make_plan(graph: Graph, machine: Machine) -> Plan:
     _check_hosts(graph, machine)
     _check_kv_and_keys(graph, machine)
     processes = [NATS] if graph.nats == "embedded" else []
-    processes += [*_processors(graph), *_routers(graph), *_lmcache(graph), *_coordinator(graph)]
+    processes += [*_processors(graph), *(spec for spec in _routers(graph) if spec.module)]
+    processes += [*_lmcache(graph), *_coordinator(graph)]
     processes += [*_workers(graph, machine), *_jobs(graph)]
     return Plan(graph, tuple(processes))
 
@@ -110,7 +111,7 @@ def _check_hosts(graph: Graph, machine: Machine) -> None:
     """Refuse to show what a router or a queue knows, and to let it be changed, to everybody who can reach this machine."""
     router, jobs = graph.components.router, graph.components.jobs
     hosts = {
-        "router": router.http_host if router and router.replicas else None,
+        "router": router.http_host if router and graph.routers else None,
         "jobs": jobs.http_host if jobs and jobs.replicas else None,
     }
     for component, host in hosts.items():
@@ -132,20 +133,23 @@ def _check_kv_and_keys(graph: Graph, machine: Machine) -> None:
 
 
 def _processors(graph: Graph) -> Iterator[ProcessSpec]:
-    settings = graph.components.processor
+    settings, router = graph.components.processor, graph.components.router
+    module = "components.launch.routing_processor" if router and router.embedded else "components.processor"
     for index in range(settings.replicas if settings else 0):
         name = graph.process_name("processor", index)
-        yield ProcessSpec(name, "processor", "components.processor", ports=(graph.http.port,), host=graph.http.host)
+        yield ProcessSpec(name, "processor", module, ports=(graph.http.port,), host=graph.http.host)
 
 
 def _routers(graph: Graph) -> Iterator[ProcessSpec]:
+    """Yield the routers; those inside processors have no module, only ports."""
     settings = graph.components.router
     if settings is None:
         return
-    for index in range(settings.replicas):
+    module = "" if settings.embedded else "components.router"
+    for index in range(graph.routers):
         ports = (settings.http_port + index,)
         name = graph.process_name("router", index)
-        yield ProcessSpec(name, "router", "components.router", ports=ports, host=settings.http_host)
+        yield ProcessSpec(name, "router", module, ports=ports, host=settings.http_host)
 
 
 def _jobs(graph: Graph) -> Iterator[ProcessSpec]:

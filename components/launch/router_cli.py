@@ -162,10 +162,11 @@ def why_none(graph_name: str) -> str:
 def router_urls(graph_name: str) -> list[str]:
     """Return where the routers of a launched graph answer queries."""
     try:
-        settings = load_graph(StateFolder(graph_name).graph_file).components.router
+        graph = load_graph(StateFolder(graph_name).graph_file)
     except GraphError:
         return []
-    ports = range(settings.http_port, settings.http_port + settings.replicas) if settings else []
+    settings = graph.components.router
+    ports = range(settings.http_port, settings.http_port + graph.routers) if settings else []
     return [f"http://{settings.http_host}:{port}" for port in ports] if settings else []
 
 

@@ -2,6 +2,8 @@
 
 import random
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from aiohttp import web
 
@@ -22,7 +24,14 @@ _DRAIN_S = 1.0
 
 
 async def serve(process: Process) -> None:
-    """Run one router replica until it is told to stop.
+    """Run one router replica until it is told to stop; see `routing`."""
+    async with routing(process):
+        await process.member.stopping.wait()
+
+
+@asynccontextmanager
+async def routing(process: Process) -> AsyncIterator[None]:
+    """Have a router replica, from its readiness on until the end of the context.
 
     Raises:
         FatalError: its HTTP port cannot be had, or the graph has no router.
@@ -53,7 +62,7 @@ async def serve(process: Process) -> None:
     stop = await bus.offer(_MICRO_SERVICE, QUEUE, process.subjects.route(), RouteRequest, service.route)
     await bus.flush()
     member.become(ProcessState.READY, f"{settings.policy}, http port {_port(settings, member.name)}")
-    await member.stopping.wait()
+    yield
     member.become(ProcessState.DRAINING)
     await stop()
     await runner.cleanup()
