@@ -1,4 +1,4 @@
-"""What a user of a routed graph sees; each scenario with simulated engines and with real vLLM."""
+"""What a user of a routed graph sees; each scenario with simulated engines, the router in the processor, and real vLLM."""
 
 import json
 import os
@@ -17,8 +17,9 @@ from components.launch.watch import Phase
 from tests.support.launched import Launched, free_port
 
 ROUTED = [
-    pytest.param("agg_router_sim", id="sim"),
-    pytest.param("agg_router", id="vllm", marks=[pytest.mark.vllm, pytest.mark.timeout(300)]),
+    pytest.param(("agg_router_sim",), id="sim"),
+    pytest.param(("agg_router_sim", "router.embedded=true"), id="sim-embedded"),
+    pytest.param(("agg_router",), id="vllm", marks=[pytest.mark.vllm, pytest.mark.timeout(300)]),
 ]
 BLOCK_SIZE = 32
 
@@ -28,17 +29,20 @@ class Routed(Launched):
 
     Attributes:
         router_port: where its first router answers queries.
+        router_process: the name of the process that it runs in.
     """
 
     router_port = 0
+    router_process = ""
 
     @classmethod
-    def start(cls, folder: Any, graph: str) -> "Routed":
+    def start(cls, folder: Any, graph: str, *settings: str) -> "Routed":
         """Launch it on free ports."""
         port = free_port()
-        launched = cls.up(folder, f"graphs/{graph}.yaml", f"router.http_port={port}", "router.replicas=1")
+        launched = cls.up(folder, f"graphs/{graph}.yaml", f"router.http_port={port}", "router.replicas=1", *settings)
         assert isinstance(launched, Routed)
         launched.router_port = port
+        launched.router_process = "processor-0" if "router.embedded=true" in settings else "router-0"
         return launched
 
     def ask(self, prompt: list[int], **fields: Any) -> tuple[dict[str, str], int]:
@@ -77,7 +81,7 @@ class Routed(Launched):
 @pytest.fixture(scope="module", params=ROUTED)
 def routed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Routed]:
     """A routed graph, launched once for all scenarios."""
-    launched = Routed.start(tmp_path_factory.mktemp("state"), request.param)
+    launched = Routed.start(tmp_path_factory.mktemp("state"), *request.param)
     try:
         launched.wait_ready(240)
         wait_for_trust(launched)
@@ -109,7 +113,8 @@ def test_every_part_is_a_process_one_can_see(routed: Routed) -> None:
     """`penstock ps` lists processor, router and workers, and how far each worker's events are trusted."""
     (view,) = routed.ps()
     components = Counter(row.component for row in view.processes)
-    assert components["processor"] == components["router"] == 1
+    assert components["processor"] == 1
+    assert components["router"] == (routed.router_process == "router-0")
     assert components["decode"] >= 2
     assert {row.trust for row in view.processes if row.component == "decode"} == {"exact"}
     assert "exact" in routed.run("ps").stdout
@@ -180,21 +185,24 @@ def test_the_router_explains_itself(routed: Routed) -> None:
         assert expected in done.stdout
     assert json.loads(routed.run("router", "decisions", "--json").stdout)["decisions"][0]["worker"]
     assert "penstock_router_decisions_total" in routed.query("/metrics")
+    with urllib.request.urlopen(f"{routed.url}/metrics", timeout=10) as response:
+        assert 'penstock_router_decisions_total{policy="kv",process="router-0"}' in response.read().decode()
 
 
 def test_a_killed_router_comes_back_and_knows(routed: Routed) -> None:
-    """Requests go on without it; the supervisor starts it again, and it asks the workers for what they hold."""
+    """Requests go on without one of its own process; the supervisor starts it again, and it asks for what workers hold."""
     prompt = prompt_of(320, 6)
     went, _ = routed.ask(prompt)
-    record = next(process for process in routed.state.processes if process.name == "router-0")
+    record = next(process for process in routed.state.processes if process.name == routed.router_process)
     assert record.pid
     os.kill(record.pid, signal.SIGKILL)
-    time.sleep(0.3)
-    headers, _ = routed.ask(prompt_of(100, 7))
-    assert headers["x-penstock-policy"] == "fallback"
+    if routed.router_process == "router-0":
+        time.sleep(0.3)
+        headers, _ = routed.ask(prompt_of(100, 7))
+        assert headers["x-penstock-policy"] == "fallback"
 
     def is_back(state: GraphState) -> bool:
-        now = next(process for process in state.processes if process.name == "router-0")
+        now = next(process for process in state.processes if process.name == routed.router_process)
         return now.pid not in (None, record.pid) and now.phase is Phase.READY
 
     routed.until(is_back)

@@ -118,6 +118,40 @@ async def test_a_bug_in_a_callback_is_the_end_of_the_bus(tmp_path: Path, caplog:
         assert "secret" not in str([record.__dict__ for record in caplog.records])
 
 
+async def test_what_a_process_offers_it_asks_without_a_message(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The very message goes to its own service and comes back; so do errors. After its end another one's turn comes."""
+    async with nats_server(tmp_path) as nats, _two(nats) as (here, there):
+        asked: list[Cancel] = []
+
+        async def answer(cancel: Cancel) -> Message:
+            asked.append(cancel)
+            if not cancel.request_ids:
+                raise OverloadedError("too many", retry_after_s=2.0)
+            if cancel.request_ids == ["secret"]:
+                raise IndexError(cancel.request_ids)
+            return Accepted("here")
+
+        async def answer_there(_: Cancel) -> Message:
+            return Accepted("there")
+
+        await there.offer("service", "queue", "offered", Cancel, answer_there)
+        stop = await here.offer("service", "queue", "offered", Cancel, answer)
+        await there.flush()
+        message = Cancel(["a"])
+        for _ in range(20):
+            assert await here.request("offered", message, Accepted, 1) == Accepted("here")
+        assert all(each is message for each in asked)
+        with pytest.raises(OverloadedError, match="too many"):
+            await here.request("offered", Cancel([]), Accepted, 1)
+        with pytest.raises(PenstockError, match="failed to answer") as error:
+            await here.request("offered", Cancel(["secret"]), Accepted, 1)
+        assert error.value.code is ErrorCode.INTERNAL
+        assert "secret" not in str([record.__dict__ for record in caplog.records])
+        await stop()
+        assert await here.request("offered", message, Accepted, 1) == Accepted("there")
+        assert not here.failure
+
+
 async def test_after_a_flush_the_server_knows_what_was_subscribed(tmp_path: Path) -> None:
     """What another connection sends from then on arrives."""
     async with nats_server(tmp_path) as nats, _two(nats) as (sends, hears):

@@ -106,6 +106,27 @@ def test_a_router_open_to_strangers_needs_keys(host: str) -> None:
     assert make_plan(routed, replace(CPU, api_keys=True)).processes
 
 
+def test_embedded_routers_are_no_processes_but_listen() -> None:
+    """Each processor has one, with a port of its own; a taken port is refused, and so is one that strangers reach."""
+    components = {
+        "processor": {"replicas": 2},
+        "router": {"embedded": True, "replicas": 7},
+        "decode": {"engine": {"kind": "sim"}},
+    }
+    embedded = graph_from_raw({"model": "demo", "components": components})
+    processors = [spec for spec in make_plan(embedded, CPU).processes if spec.name.startswith(("processor", "router"))]
+    assert [spec.name for spec in processors] == ["processor-0", "processor-1"]
+    assert {spec.module for spec in processors} == {"components.launch.routing_processor"}
+    assert set(wanted_ports(embedded)) == {8181, 8182, 8183}
+    with pytest.raises(PlanError, match=r"router\.http_port: 8183 is taken by pid 7"):
+        make_plan(embedded, replace(CPU, port_holders={8183: "pid 7 (x)"}))
+    components["router"]["http_host"] = "0.0.0.0"
+    with pytest.raises(PlanError, match=r"components\.router\.http_host"):
+        make_plan(graph_from_raw({"model": "demo", "components": components}), CPU)
+    without = graph_from_raw({"model": "demo", "nats": "nats://x:1", "components": components}, ["processor.replicas=0"])
+    assert (without.routers, wanted_ports(without)) == (0, {})
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.1.1", "::1", "localhost"])
 def test_a_router_on_loopback_needs_none(host: str) -> None:
     """Only this machine reaches it."""
