@@ -5,6 +5,7 @@ the fleet's rate; one that was seen to differ from it by a factor of two or more
 and would send all idle traffic to whoever was lucky. An untried fleet goes by the start value.
 """
 
+from bisect import bisect_left, insort
 from collections import deque
 
 _WORKER_SAMPLES = 32
@@ -67,6 +68,7 @@ class _Samples:
 
     def __init__(self, keep: int) -> None:
         self._samples: deque[tuple[float, float]] = deque(maxlen=keep)  # (seconds a unit, units)
+        self._sorted: list[tuple[float, float]] = []
         self.median = 0.0
 
     @property
@@ -74,9 +76,12 @@ class _Samples:
         return len(self._samples)
 
     def add(self, units: float, unit_s: float) -> None:
+        if len(self._samples) == self._samples.maxlen:
+            del self._sorted[bisect_left(self._sorted, self._samples[0])]
         self._samples.append((unit_s, units))
+        insort(self._sorted, (unit_s, units))
         half = sum(weight for _, weight in self._samples) / 2
-        for unit_s, weight in sorted(self._samples):
+        for unit_s, weight in self._sorted:
             half -= weight
             if half <= 0:
                 self.median = unit_s
