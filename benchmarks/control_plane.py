@@ -4,7 +4,8 @@
 
 All systems are up and take turns under one client process on the same cores: same prompts (one of eight system prompts of
 about 850 tokens, and a question of its own), 8 tokens of answer. penstock and Dynamo render, tokenize, hash and route by KV
-over four workers, each a process (`dynamo-joined`: all in one); the others pass the body on to one mock worker.
+over four workers, each a process (`dynamo-joined`: all in one); both route in the process that speaks HTTP (`penstock-apart`:
+with a router process). The others pass the body on to one mock worker.
 """
 
 import argparse
@@ -52,18 +53,20 @@ _WORDS = (
 
 
 @contextmanager
-def penstock(model: Path, workers: int = 4) -> Iterator[System]:
-    """Run penstock's graph of simulated workers behind the KV router."""
+def penstock(model: Path, *, embedded: bool = True, workers: int = 4) -> Iterator[System]:
+    """Run penstock's graph of simulated workers behind the KV router, in the processor or a process of its own."""
     engine = Engine(str(model), {"timing": str(INSTANT), "max_model_len": 4096, "kv_blocks": 16384}, "sim")
-    settings = (f"decode.replicas={workers}", "router.replicas=1", f"router.http_port={free_port()}")
+    settings = [f"decode.replicas={workers}", "router.replicas=1", f"router.http_port={free_port()}"]
+    settings.append(f"router.embedded={str(embedded).lower()}")
     with penstock_graph("graphs/agg_router_sim.yaml", engine, *settings) as server:
         pids = [process.pid for process in psutil.Process(server.pid).children(recursive=True)]
         engines = tuple(pid for pid in pids if "components.decode" in " ".join(psutil.Process(pid).cmdline()))
-        yield System("penstock", server.url, (server.pid,), engines)
+        yield System("penstock" if embedded else "penstock-apart", server.url, (server.pid,), engines)
 
 
 SYSTEMS: dict[str, Callable[[Path], AbstractContextManager[System]]] = {
     "penstock": penstock,
+    "penstock-apart": lambda model: penstock(model, embedded=False),
     "dynamo": peers.dynamo,
     "dynamo-joined": lambda model: peers.dynamo(model, joined=True),
     "vllm-router": peers.vllm_router,
