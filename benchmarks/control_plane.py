@@ -4,8 +4,8 @@
 
 All systems are up and take turns under one client process on the same cores: same prompts (one of eight system prompts of
 about 850 tokens, and a question of its own), 8 tokens of answer. penstock and Dynamo render, tokenize, hash and route by KV
-over four workers, each a process (`dynamo-joined`: all in one); both route in the process that speaks HTTP (`penstock-apart`:
-with a router process). The others pass the body on to one mock worker.
+over four workers, each a process (`dynamo-joined`: all in one), and route in the process that speaks HTTP (`penstock-apart`:
+in one for the router). The others pass the body on to one mock worker.
 """
 
 import argparse
