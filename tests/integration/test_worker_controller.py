@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,35 +19,16 @@ import psutil
 import pytest
 
 from components.worker_controller.frames import Frames
-from tests.support.controller import ENGINE, Controller, alive, controller, frozen, gone, until
+from tests.support.controller import ENGINE, Controller, alive, frozen, gone, until
 
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controller]:
-    """One controller with two ranks for the whole file: whatever a test does to it, the next finds it whole."""
-    with controller(tmp_path_factory.mktemp("controller"), "--workers", "2") as made:
-        yield made
-
-
-@pytest.fixture
-def pool(shared: Controller) -> Iterator[Controller]:
-    """The shared controller, with two free ranks before and after."""
-    shared.wait_free()
-    yield shared
-    shared.delete_all()
-
-
-def pids(pool: Controller) -> list[int]:
-    """Return the ranks' processes."""
-    return [rank["pid"] for rank in pool.workers()]
+CONTROLLER_FLAGS = ("--workers", "2")
 
 
 def test_one_engine_after_another_on_the_same_warm_process(pool: Controller, tmp_path: Path) -> None:
     """The document's life of an engine, twice, with two models; the ranks' processes stay the same throughout."""
-    before = pids(pool)
+    before = pool.pids()
     made = pool.create("my-engine")
     assert made["status"] == "created"
     assert (made["engine_uuid"], made["model"], made["assigned_ranks"]) == ("my-engine", "demo", [0])
@@ -64,7 +44,7 @@ def test_one_engine_after_another_on_the_same_warm_process(pool: Controller, tmp
     timings = pool.call("GET", "/engines/my-engine/load_timings").json()
     assert set(timings["workers"][0]["phases"]) >= {"device", "weights", "kv_cache"}
     assert timings["summed"]["weights"] == timings["workers"][0]["phases"]["weights"]
-    assert pids(pool) == before
+    assert pool.pids() == before
     deleted = pool.delete("my-engine")
     assert (deleted["released_ranks"], deleted["released_port"]) == ([0], made["port"])
     assert pool.call("GET", "/engines/my-engine").status_code == 404
@@ -76,7 +56,7 @@ def test_one_engine_after_another_on_the_same_warm_process(pool: Controller, tmp
     pool.delete("another")
     again = pool.create("my-engine")
     assert pool.complete(again["api_url"]) == first
-    assert pids(pool) == before
+    assert pool.pids() == before
 
 
 def other_model(folder: Path) -> Path:
@@ -111,20 +91,20 @@ def test_two_ranks_compute_what_one_does(pool: Controller) -> None:
     """Tensor parallelism over both ranks gives one rank's answer; so do the ranks by themselves afterwards."""
     alone = pool.complete(pool.create("alone")["api_url"])
     pool.delete("alone")
-    before = pids(pool)
+    before = pool.pids()
     made = pool.create("both", tensor_parallel_size=2)
     assert made["assigned_ranks"] == [0, 1]
     assert pool.complete(made["api_url"]) == alone
     pool.delete("both")
     engines = [pool.create(name) for name in ("left", "right")]
     assert [pool.complete(each["api_url"]) for each in engines] == [alone, alone]
-    assert pids(pool) == before
+    assert pool.pids() == before
 
 
 def test_a_stopped_engine_delays_nobody(pool: Controller) -> None:
     """While one engine's rank and server stand still, the other answers, is deleted and created anew."""
     slow, quick = pool.create("slow"), pool.create("quick")
-    with frozen(pids(pool)[slow["assigned_ranks"][0]], slow["pid"]):
+    with frozen(pool.pids()[slow["assigned_ranks"][0]], slow["pid"]):
         assert pool.complete(quick["api_url"]) != ""
         pool.delete("quick")
         assert pool.complete(pool.create("quick")["api_url"]) != ""
@@ -132,7 +112,7 @@ def test_a_stopped_engine_delays_nobody(pool: Controller) -> None:
 
 
 def _rank(pool: Controller, uuid: str) -> int:
-    return pids(pool)[pool.status(uuid)["assigned_ranks"][0]]
+    return pool.pids()[pool.status(uuid)["assigned_ranks"][0]]
 
 
 def _core(pool: Controller, uuid: str) -> int:
@@ -176,7 +156,7 @@ def test_a_rank_killed_while_it_computes_for_two(pool: Controller) -> None:
     asking = threading.Thread(target=ask)
     asking.start()
     time.sleep(0.3)  # somewhere in the middle; whenever it is, the same must happen
-    os.kill(pids(pool)[1], signal.SIGKILL)
+    os.kill(pool.pids()[1], signal.SIGKILL)
     asking.join(100)
     assert answers[0] != 200
     until(lambda: pool.status("both")["state"] == "failed", 60)
@@ -193,7 +173,7 @@ def test_killed_or_deleted_while_it_loads(pool: Controller, victim: str, moment_
         time.sleep(moment_s)
         if victim == "delete":
             pool.call("DELETE", "/engines/short")
-        elif pid := pids(pool)[0] if victim == "rank" else pool.status("short").get("pid"):
+        elif pid := pool.pids()[0] if victim == "rank" else pool.status("short").get("pid"):
             os.kill(pid, signal.SIGKILL)
         answer = creating.result()
     assert answer.status_code in {200, 409, 503}, answer.text
@@ -206,7 +186,7 @@ def test_one_of_two_ranks_killed_while_they_load(pool: Controller) -> None:
     with ThreadPoolExecutor(1) as thread:
         creating = thread.submit(pool.call, "POST", "/engines", {"engine_uuid": "both", **ENGINE, "tensor_parallel_size": 2})
         until(lambda: pool.status("both").get("doing") == "loading the model")
-        os.kill(pids(pool)[1], signal.SIGKILL)
+        os.kill(pool.pids()[1], signal.SIGKILL)
         assert creating.result(60).status_code == 503
     pool.wait_free()
 
@@ -286,12 +266,12 @@ def test_sleep_is_refused_on_a_cpu(pool: Controller) -> None:
 def test_nonsense_on_the_sockets(pool: Controller) -> None:
     """Garbage, oversized frames and strangers on the IPC sockets harm neither the ranks nor the controller."""
     folder = Path(
-        next(each for each in psutil.Process(pids(pool)[0]).net_connections("unix") if "rank-0" in each.laddr).laddr
+        next(each for each in psutil.Process(pool.pids()[0]).net_connections("unix") if "rank-0" in each.laddr).laddr
     )
     sockets = list(folder.parent.iterdir())
     sockets = [path for path in sockets if path.is_socket()]
     assert len(sockets) == 3
-    made, before = pool.create("undisturbed"), pids(pool)
+    made, before = pool.create("undisturbed"), pool.pids()
     for path in sockets:
         for data in (b"GET / HTTP/1.1\r\n\r\n", b"\x00" * 7 + b"\x05hello", b"\xff" * 64, b""):
             with socket.socket(socket.AF_UNIX) as stranger:
@@ -301,12 +281,12 @@ def test_nonsense_on_the_sockets(pool: Controller) -> None:
         frames.send(b"\x82\xa4type\xa5Hello")
         frames.close()
     assert pool.complete(made["api_url"]) != ""
-    assert pids(pool) == before
+    assert pool.pids() == before
 
 
 def test_nothing_leaks_over_many_engines(pool: Controller) -> None:
     """After eight engines one after another: the same processes, no more memory than after three, no file left open."""
-    before = pids(pool)
+    before = pool.pids()
     rank = psutil.Process(before[0])
     held, files, connections = [], [], []
     for _ in range(8):
@@ -315,7 +295,7 @@ def test_nothing_leaks_over_many_engines(pool: Controller) -> None:
         held.append(pool.workers()[0]["memory_bytes"])
         files.append(rank.num_fds())
         connections.append(psutil.Process(pool.process.pid).num_fds())
-    assert pids(pool) == before
+    assert pool.pids() == before
     assert held[-1] < held[2] + 32 * 2**20
     assert files[-1] == files[2]
     assert connections[-1] <= connections[2] + 3, "one a cycle would be five; those of our own requests may linger"

@@ -17,21 +17,7 @@ from tests.support.launched import free_port
 
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controller]:
-    """One controller with two ranks for the tests that leave it whole."""
-    with controller(tmp_path_factory.mktemp("faults"), "--workers", "2") as made:
-        yield made
-
-
-@pytest.fixture
-def pool(shared: Controller) -> Iterator[Controller]:
-    """The shared controller, with two free ranks before and after."""
-    shared.wait_free()
-    yield shared
-    shared.delete_all()
+CONTROLLER_FLAGS = ("--workers", "2")
 
 
 @contextmanager
@@ -39,11 +25,6 @@ def creating(pool: Controller, uuid: str) -> Iterator[Future[httpx.Response]]:
     """Ask for an engine; the answer is still to come."""
     with ThreadPoolExecutor(1) as thread:
         yield thread.submit(pool.call, "POST", "/engines", {"engine_uuid": uuid, **ENGINE})
-
-
-def pids(pool: Controller) -> list[int]:
-    """Return the ranks' processes."""
-    return [rank["pid"] for rank in pool.workers()]
 
 
 def is_doing(pool: Controller, uuid: str, what: str) -> bool:
@@ -64,13 +45,13 @@ def core(pool: Controller) -> int:
 
 def rank(pool: Controller) -> int:
     """Return the process of its rank."""
-    return pids(pool)[0]
+    return pool.pids()[0]
 
 
 @pytest.mark.parametrize(("victim", "same_rank"), [(core, True), (server, True), (rank, False)])
 def test_killed_while_the_model_is_loaded(pool: Controller, victim: Callable[[Controller], int], same_rank: bool) -> None:
     """Core, API server or rank: the request hears of it, nothing of the engine is left, rank and port can be had again."""
-    before = pids(pool)
+    before = pool.pids()
     other_url = ""
     with creating(pool, "doomed") as answer, ExitStack() as still:
         still.enter_context(frozen(before[0]))
@@ -86,8 +67,8 @@ def test_killed_while_the_model_is_loaded(pool: Controller, victim: Callable[[Co
     assert pool.status("doomed")["state"] == "failed"
     assert pool.status("doomed")["error"]
     pool.wait_free()
-    assert (pids(pool)[0] == before[0]) is same_rank
-    assert pids(pool)[1] == before[1]
+    assert (pool.pids()[0] == before[0]) is same_rank
+    assert pool.pids()[1] == before[1]
     again = pool.create("doomed")
     assert (again["assigned_ranks"], again["port"]) == ([0], port)
     other_url = again["api_url"]
@@ -97,12 +78,12 @@ def test_killed_while_the_model_is_loaded(pool: Controller, victim: Callable[[Co
 def test_a_rank_that_never_answers_again_is_replaced(tmp_path: Path) -> None:
     """It stands still while a model is loaded; the engine is deleted, and soon another process has the rank's number."""
     with controller(tmp_path, "--reset-timeout-s", "2") as made:
-        before = pids(made)
+        before = made.pids()
         with creating(made, "doomed") as answer, frozen(before[0]):
             until(lambda: is_doing(made, "doomed", "loading the model"))
             made.delete("doomed")
             assert answer.result(60).status_code == 409
-            until(lambda: pids(made) not in (before, [None]), 60)
+            until(lambda: made.pids() not in (before, [None]), 60)
         made.wait_free()
         assert "did not reset" in made.workers()[0]["last_death"]
         assert made.complete(made.create("next")["api_url"]) != ""
@@ -112,7 +93,7 @@ def test_a_rank_that_never_answers_again_is_replaced(tmp_path: Path) -> None:
 def test_controller_killed_while_it_creates(tmp_path: Path, still: str) -> None:
     """SIGKILL while a model is loaded, and while an engine's processes are forked: nothing lives on, its ports are free."""
     with controller(tmp_path) as made:
-        held = pids(made)[0] if still == "rank" else made.warm_server().pid
+        held = made.pids()[0] if still == "rank" else made.warm_server().pid
         doing = "loading the model" if still == "rank" else ""
         asking = threading.Thread(target=ask, args=[made])
         with frozen(held):
@@ -138,12 +119,12 @@ def ask(made: Controller) -> None:
 def test_warm_server_killed_while_a_model_is_loaded(tmp_path: Path) -> None:
     """The request hears of it; a new warm server brings new ranks."""
     with controller(tmp_path) as made:
-        before = pids(made)
+        before = made.pids()
         with creating(made, "doomed") as answer, frozen(before[0]):
             until(lambda: is_doing(made, "doomed", "loading the model"))
             made.warm_server().kill()
             assert answer.result(60).status_code == 503
-        until(lambda: made.call("GET", "/health").status_code == 200 and pids(made) != before, 120)
+        until(lambda: made.call("GET", "/health").status_code == 200 and made.pids() != before, 120)
         assert made.complete(made.create("doomed")["api_url"]) != ""
 
 
@@ -174,23 +155,23 @@ def test_the_only_port_taken_between_choice_and_use(tmp_path: Path) -> None:
     """Without another one the creation fails and says why; the rank is free again, and so is the port once it is free."""
     port = str(free_port())
     with controller(tmp_path, "--first-engine-port", port, "--last-engine-port", port) as made:
-        before = pids(made)
+        before = made.pids()
         with port_taken_behind_its_back(made, int(port)) as answer:
             refused = answer.result(60)
             assert refused.status_code == 503, refused.text
             assert "port" in refused.json()["error"]["message"]
             made.wait_free()
         assert made.complete(made.create("next")["api_url"]) != ""
-        assert pids(made) == before
+        assert made.pids() == before
 
 
 def test_a_message_that_is_too_long_for_the_ranks(tmp_path: Path) -> None:
     """A limit that not even a model's configuration fits: every creation fails and says so, the rank stays as it is."""
     with controller(tmp_path, "--max-ipc-bytes", "4096") as made:
-        before = pids(made)
+        before = made.pids()
         for _ in range(2):
             refused = made.call("POST", "/engines", {"engine_uuid": "wordy", **ENGINE})
             assert refused.status_code >= 400, refused.text
             assert "max_ipc_bytes" in refused.json()["error"]["message"]
             made.wait_free()
-        assert pids(made) == before
+        assert made.pids() == before

@@ -8,27 +8,19 @@ from pathlib import Path
 import pytest
 
 from components.model import demo
-from tests.support.controller import Controller, controller
+from tests.support.controller import Controller
 
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
+CONTROLLER_FLAGS = ("--workers", "4", "--kv-cache-gb", "0.1")
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controller]:
-    """One controller with four ranks for the whole file."""
-    with controller(tmp_path_factory.mktemp("groups"), "--workers", "4", "--kv-cache-gb", "0.1") as made:
-        yield made
-
-
-@pytest.fixture
-def pool(shared: Controller) -> Iterator[Controller]:
-    """The shared controller, with four free ranks before and after, in the same processes."""
-    shared.wait_free()
-    before = [rank["pid"] for rank in shared.workers()]
-    yield shared
-    shared.delete_all()
-    assert [rank["pid"] for rank in shared.workers()] == before
+@pytest.fixture(autouse=True)
+def _same_processes(shared: Controller) -> Iterator[None]:
+    """After each test the ranks are the processes they were."""
+    before = shared.pids()
+    yield
+    assert shared.pids() == before
 
 
 def test_two_engines_of_two_ranks_at_once(pool: Controller) -> None:

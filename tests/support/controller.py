@@ -79,6 +79,10 @@ class Controller:
         ranks: list[dict[str, Any]] = self.call("GET", "/workers").json()["workers"]
         return ranks
 
+    def pids(self) -> list[int]:
+        """Return the ranks' processes."""
+        return [rank["pid"] for rank in self.workers()]
+
     def status(self, uuid: str) -> dict[str, Any]:
         """Return an engine's status."""
         found: dict[str, Any] = self.call("GET", f"/engines/{uuid}").json()
