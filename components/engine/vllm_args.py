@@ -18,6 +18,9 @@ ENVIRONMENT = {
 }
 """What every vLLM process of ours has in its environment, unless the user says otherwise."""
 
+IPC_FOLDER = "VLLM_RPC_BASE_PATH"
+"""The variable that says where vLLM makes its UNIX sockets. It leaves some there, however it ends."""
+
 _SET_ELSEWHERE = {"model": "model", "served_model_name": "served_model_name", "block_size": "kv.block_size"}
 
 

@@ -6,6 +6,7 @@ is, and only what vLLM no longer remembers is lost. Source: ``ZmqEventPublisher`
 
 import asyncio
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -18,6 +19,7 @@ import zmq
 
 from components.engine.kv_translate import EngineEvent, KvTranslator
 from components.engine.protocol import EngineStartError, KvUpdate
+from components.engine.vllm_args import IPC_FOLDER
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +119,8 @@ class KvStream:
             EngineStartError: there is no place for the sockets.
         """
         try:
-            self._folder = Path(tempfile.mkdtemp(prefix="penstock-kv-"))  # only this user may enter
+            beside_vllm = os.environ.get(IPC_FOLDER)
+            self._folder = Path(tempfile.mkdtemp(prefix="penstock-kv-", dir=beside_vllm))  # only this user may enter
             self._context = zmq.Context()
             self._socket = self._context.socket(zmq.SUB)
             self._socket.set_hwm(0)
@@ -126,7 +129,7 @@ class KvStream:
             self._socket.connect(self._endpoint("events"))
         except (OSError, zmq.ZMQError) as error:
             self.close()
-            raise EngineStartError(f"no socket for KV events in {tempfile.gettempdir()}: {error}") from error
+            raise EngineStartError(f"no socket for KV events: {error}") from error
         self.config = {
             "enable_kv_cache_events": True,
             "publisher": "zmq",

@@ -69,15 +69,23 @@ class WarmPool:
         environment: the server's variables; those of the children are given at their start.
         preload: modules to import besides vLLM's, such as the children's own.
         log: the server's output is appended to it; by default it is dropped.
+        sockets: where the server's socket is made; by default among the temporary files.
         vllm: whether to import vLLM.
     """
 
     def __init__(
-        self, environment: Mapping[str, str], preload: Sequence[str] = (), log: Path | None = None, *, vllm: bool = True
+        self,
+        environment: Mapping[str, str],
+        preload: Sequence[str] = (),
+        log: Path | None = None,
+        *,
+        sockets: Path | None = None,
+        vllm: bool = True,
     ) -> None:
         self._environment = dict(environment)
         self._preload = (*preload, VLLM_MODULES) if vllm else tuple(preload)
         self._log = log
+        self._sockets = sockets
         self._process: subprocess.Popen[bytes] | None = None
         self._server: Server | None = None
         # The kernel ends the server with the thread that started it, so that thread lives as long as the pool.
@@ -125,7 +133,8 @@ class WarmPool:
 
     def _launch(self) -> Server:
         """Start the server's program; it inherits a listening socket and the read end of its lifeline."""
-        address = Path(tempfile.mkdtemp(prefix="penstock-warm-")) / "socket"  # a folder only this user may enter
+        folder = Path(tempfile.mkdtemp(prefix="penstock-warm-", dir=self._sockets))  # only this user may enter
+        address = folder / "socket"
         alive_r, alive_w = os.pipe()
         with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as stack:
             listener.bind(str(address))

@@ -8,11 +8,13 @@ import os
 import secrets
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from components.bus.server import NatsServerPlan
+from components.engine.vllm_args import IPC_FOLDER
 from components.engine.warm import WarmPool, WarmStartError
 from components.graph.keys import ENVIRONMENT, WORKER_ENVIRONMENT
 from components.graph.load import dump_graph
@@ -21,6 +23,7 @@ from components.launch.child import Child, start_fresh
 from components.launch.guard import RUN_VARIABLE, sweep
 from components.launch.plan import NATS, Plan, ProcessSpec
 from components.launch.state import StateFolder
+from components.telemetry.folders import socket_folder
 
 _KEYS = {
     "processor": (ENVIRONMENT,),
@@ -48,6 +51,7 @@ class Starter:
         self.nats = NatsServerPlan(folder.nats, plan.graph.name) if NATS in plan.processes else None
         self._plan = plan
         self._folder = folder
+        self._sockets = ExitStack()
         self._guard: subprocess.Popen[bytes] | None = None
         self._pool: WarmPool | None = None
         self._one_fork = asyncio.Lock()
@@ -67,12 +71,14 @@ class Starter:
         return {**_without_keys(), RUN_VARIABLE: self.run, "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
 
     def open(self) -> None:
-        """Start what the others will need: the guard, and the warm pool, which imports vLLM meanwhile."""
+        """Make what the others will need: a folder for sockets, the guard, the warm pool, which imports vLLM meanwhile."""
+        sockets = self._sockets.enter_context(socket_folder())
+        self._environment[IPC_FOLDER] = str(sockets)
         argv = [sys.executable, "-P", "-m", "components.launch.guard", self.run]
         self._guard = subprocess.Popen(argv, stdin=subprocess.PIPE, process_group=0, env=_without_keys())
         if any(spec.warm for spec in self._plan.processes):
             modules = sorted({spec.module for spec in self._plan.processes if spec.warm})
-            self._pool = WarmPool(self._environment, preload=modules, log=self._folder.log("warm"))
+            self._pool = WarmPool(self._environment, preload=modules, log=self._folder.log("warm"), sockets=sockets)
             self._pool.open()
 
     def resolve(self, nats: Nats) -> None:
@@ -121,6 +127,7 @@ class Starter:
             self._pool.close()
         if self._guard:
             self._guard.communicate()
+        self._sockets.close()
 
 
 def _without_keys() -> dict[str, str]:

@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,7 +26,7 @@ from components.graph.keys import ApiKeys
 from components.graph.schema import ControllerSettings
 from components.http.edge import Edge, Limits
 from components.http.server import Address, ListenError, listen
-from components.telemetry.folders import state_root
+from components.telemetry.folders import socket_folder, state_root
 from components.telemetry.logs import setup_logging
 from components.worker_controller.app import OPEN_ROUTES, Api
 from components.worker_controller.controller import Controller
@@ -92,7 +91,7 @@ async def serve(settings: ControllerSettings, folders: Folders, graphs: Mapping[
     variables = {**VLLM_ENVIRONMENT, **{name: value for name, value in os.environ.items() if name != API_KEY}}
     hub = Hub(folders.sockets / "controller")
     modules = [*_PRELOAD, *(_WORKERS if graphs else ())]
-    warm = WarmPool({**variables, "PYTHONSAFEPATH": "1"}, modules, folders.logs / "warm.log")
+    warm = WarmPool({**variables, "PYTHONSAFEPATH": "1"}, modules, folders.logs / "warm.log", sockets=folders.sockets)
     stopping = _stop_signals()
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -137,8 +136,8 @@ def run(settings: ControllerSettings) -> int:
     try:
         check(settings, ApiKeys.from_environment())
         graphs = read_graphs(settings.graph)
-        with tempfile.TemporaryDirectory(prefix="penstock-controller-") as sockets:
-            uvloop.run(serve(settings, Folders(Path(sockets), _log_folder(settings.port)), graphs))
+        with socket_folder() as sockets:
+            uvloop.run(serve(settings, Folders(sockets, _log_folder(settings.port)), graphs))
     except (CannotStartError, GraphFileError) as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import secrets
+import shutil
 import signal
 import time
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from components.bus.client import BusError
+from components.engine.vllm_args import IPC_FOLDER
 from components.engine.warm import WarmChild, WarmPool, WarmStartError
 from components.graph.schema import ControllerSettings
 from components.model.folder import ModelError
@@ -140,7 +142,7 @@ class Controller:
             why = str(error)
         finally:
             self._hub.forget(engine.key)
-            self._meeting_place(engine).unlink(missing_ok=True)
+            shutil.rmtree(self._sockets(engine), ignore_errors=True)
             await self.pool.take_back(engine.lease)
             self._give_port_back(engine)
             engine.ended(why)
@@ -200,7 +202,9 @@ class Controller:
         return by_itself
 
     async def _start(self, engine: Engine, module: str, arguments: list[str], job: EngineJob) -> WarmChild:
-        environment = {**self._environment, JOB_VARIABLE: msgspec.json.encode(job).decode()}
+        sockets = self._sockets(engine)
+        sockets.mkdir(mode=0o700, exist_ok=True)
+        environment = {**self._environment, IPC_FOLDER: str(sockets), JOB_VARIABLE: msgspec.json.encode(job).decode()}
         log_file = self._folders.logs / f"engine-{engine.uuid}.log"
         return await asyncio.to_thread(self._warm.start, module, arguments, environment, log_file)
 
@@ -210,7 +214,7 @@ class Controller:
             key=engine.key,
             controller=str(self._hub.path),
             ranks=engine.lease.addresses,
-            rendezvous=str(self._meeting_place(engine)),
+            rendezvous=str(self._sockets(engine) / f"meet-{engine.key[:8]}"),
             host=self.settings.host,
             port=engine.port or 0,
             args=args,
@@ -222,8 +226,9 @@ class Controller:
         if engine.port is not None:
             self._ports.give_back(engine.port)
 
-    def _meeting_place(self, engine: Engine) -> Path:
-        return self._folders.sockets / f"meet-{engine.key[:8]}"
+    def _sockets(self, engine: Engine) -> Path:
+        """Return the folder that is its own while it lives."""
+        return self._folders.sockets / engine.key[:8]
 
     def living(self) -> list[Engine]:
         """Return the engines that are not over."""

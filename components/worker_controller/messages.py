@@ -180,7 +180,8 @@ class EngineJob(msgspec.Struct, frozen=True):
         key: shown to the controller and to the ranks.
         controller: path of the controller's UNIX socket.
         ranks: the pool's ranks that serve it; the position in this list is the rank in the engine.
-        rendezvous: path of a file, not there yet, where the ranks' process groups meet.
+        rendezvous: path of a file, not there yet, where the ranks' process groups meet, in a folder of this engine's. vLLM
+            names shared memory after the file.
         host: address of its HTTP server.
         port: its TCP port.
         args: vLLM engine arguments.

@@ -15,7 +15,7 @@ class Folders:
     """Where a controller keeps what it needs.
 
     Attributes:
-        sockets: which only this user may enter; its path is short, as a UNIX socket's must be.
+        sockets: see `socket_folder`; each engine has a folder in it.
         logs: one file a process.
     """
 

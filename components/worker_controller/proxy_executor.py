@@ -5,11 +5,13 @@ Imports vLLM. Lives on the rank's main thread, because OpenMP's threads belong t
 
 import logging
 import multiprocessing
+import os
 import queue
 import threading
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -20,6 +22,7 @@ from vllm.platforms import current_platform
 from vllm.v1.outputs import AsyncModelRunnerOutput
 from vllm.v1.worker.worker_base import WorkerWrapperBase
 
+from components.engine.vllm_args import IPC_FOLDER
 from components.worker_controller.calls import LOAD, Answer, Call, pack
 from components.worker_controller.frames import Frames, StreamClosedError
 
@@ -83,16 +86,17 @@ class ProxyExecutor:
         Args:
             config: of the engine.
             rank: this rank's place in the engine.
-            rendezvous: URL where the engine's ranks meet.
+            rendezvous: file where the engine's ranks meet; vLLM makes their sockets beside it.
         """
         began = time.monotonic()
+        os.environ[IPC_FOLDER] = str(Path(rendezvous).parent)
         worker = WorkerWrapperBase(rpc_rank=0, global_rank=rank)
         self._worker = worker
         kwargs = {
             "vllm_config": config,
             "local_rank": self._device_index,
             "rank": rank,
-            "distributed_init_method": rendezvous,
+            "distributed_init_method": f"file://{rendezvous}",
             "is_driver_worker": rank % config.parallel_config.tensor_parallel_size == 0,
             "shared_worker_lock": multiprocessing.Lock(),
         }

@@ -73,7 +73,7 @@ class RemoteExecutor(Executor):  # type: ignore[misc] # vLLM is untyped here
     def _load(self) -> None:
         self._tell_doing("loading the model")
         for position in range(len(self._ranks)):
-            args = (self.vllm_config, position, f"file://{self._job.rendezvous}")
+            args = (self.vllm_config, position, self._job.rendezvous)
             self._send(position, Call(LOAD, args, {}, answered=True))
         waiting = dict(enumerate(self._ranks))
         while waiting:

@@ -1,10 +1,21 @@
-"""The worker controller whose ranks the tests of a file share."""
+"""What engines leave behind is removed; the worker controller whose ranks the tests of a file share."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
+from components.engine.vllm_args import IPC_FOLDER
+from components.telemetry.folders import socket_folder
 from tests.support.controller import Controller, controller
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _sockets() -> Iterator[None]:
+    """Engines in the tests' own process make their sockets in one folder, which goes in the end."""
+    with socket_folder() as folder:
+        os.environ[IPC_FOLDER] = str(folder)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import psutil
 import pytest
 from msgspec.structs import replace
 
+from components.engine.vllm_args import IPC_FOLDER
 from components.launch.guard import processes_of
 from components.launch.launch import stop_graph
 from components.launch.plan import Plan
@@ -78,6 +79,11 @@ def record(state: GraphState, name: str) -> ProcessRecord:
     return next(process for process in state.processes if process.name == name)
 
 
+def is_there(folder: Path) -> bool:
+    """Whether there is such a folder."""
+    return folder.is_dir()
+
+
 def recovered(name: str, restarts: int = 1) -> Callable[[GraphState], bool]:
     """Return a condition: the process was restarted so often and is ready again."""
 
@@ -89,12 +95,15 @@ def recovered(name: str, restarts: int = 1) -> Callable[[GraphState], bool]:
 
 
 async def test_all_come_up_and_all_go() -> None:
-    """A graph is ready when all its processes said so; stopped, all of them have ended by themselves."""
+    """A graph is ready when all its processes said so; stopped, all of them have ended by themselves, their sockets too."""
     async with running(stub_plan({"a": "good", "b": "good"})) as graph:
         state = await graph.until(is_ready)
         assert {process.name for process in state.processes} == {"nats", "a", "b"}
         assert all(process.pid and process.phase is Phase.READY for process in state.processes)
         assert record(state, "a").worker is not None
+        sockets = Path(psutil.Process(record(state, "a").pid).environ()[IPC_FOLDER])
+        assert is_there(sockets)
+    assert not is_there(sockets)
     assert graph.states[-1].phase is GraphPhase.STOPPED
     assert graph.supervisor.failure == ""
 

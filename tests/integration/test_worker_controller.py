@@ -99,6 +99,8 @@ def test_two_ranks_compute_what_one_does(pool: Controller) -> None:
     engines = [pool.create(name) for name in ("left", "right")]
     assert [pool.complete(each["api_url"]) for each in engines] == [alone, alone]
     assert pool.pids() == before
+    pool.delete_all()
+    assert [path for path in pool.sockets().iterdir() if path.is_dir() and "warm" not in path.name] == []
 
 
 def test_a_stopped_engine_delays_nobody(pool: Controller) -> None:
@@ -265,11 +267,7 @@ def test_sleep_is_refused_on_a_cpu(pool: Controller) -> None:
 
 def test_nonsense_on_the_sockets(pool: Controller) -> None:
     """Garbage, oversized frames and strangers on the IPC sockets harm neither the ranks nor the controller."""
-    folder = Path(
-        next(each for each in psutil.Process(pool.pids()[0]).net_connections("unix") if "rank-0" in each.laddr).laddr
-    )
-    sockets = list(folder.parent.iterdir())
-    sockets = [path for path in sockets if path.is_socket()]
+    sockets = [path for path in pool.sockets().iterdir() if path.is_socket()]
     assert len(sockets) == 3
     made, before = pool.create("undisturbed"), pool.pids()
     for path in sockets:
@@ -285,8 +283,9 @@ def test_nonsense_on_the_sockets(pool: Controller) -> None:
 
 
 def test_nothing_leaks_over_many_engines(pool: Controller) -> None:
-    """After eight engines one after another: the same processes, no more memory than after three, no file left open."""
+    """After eight engines one after another: the same processes, no more memory than after three, no file open or left."""
     before = pool.pids()
+    sockets = set(pool.sockets().rglob("*"))
     rank = psutil.Process(before[0])
     held, files, connections = [], [], []
     for _ in range(8):
@@ -296,6 +295,7 @@ def test_nothing_leaks_over_many_engines(pool: Controller) -> None:
         files.append(rank.num_fds())
         connections.append(psutil.Process(pool.process.pid).num_fds())
     assert pool.pids() == before
+    assert set(pool.sockets().rglob("*")) == sockets
     assert held[-1] < held[2] + 32 * 2**20
     assert files[-1] == files[2]
     assert connections[-1] <= connections[2] + 3, "one a cycle would be five; those of our own requests may linger"

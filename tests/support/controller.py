@@ -100,6 +100,11 @@ class Controller:
         """Return every process that descends from the controller."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
+    def sockets(self) -> Path:
+        """Return the folder with the sockets of all its processes."""
+        listening = psutil.Process(self.pids()[0]).net_connections("unix")
+        return Path(next(each.laddr for each in listening if "rank-0" in each.laddr)).parent
+
     def warm_server(self) -> psutil.Process:
         """Return what all its processes are forked from."""
         found = next(each for each in self.family() if "components.engine.warm_server" in each.cmdline())
