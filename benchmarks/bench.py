@@ -19,12 +19,12 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.findings import Outcome, number, text_of
-from benchmarks.peers import FOLDER, PEERS, PeerError
+from benchmarks.peers import FOLDER, PEERS, ROOT, PeerError
 from benchmarks.pieces import PIECES, Effort, Piece, missing
 from benchmarks.report import machine, show
 from benchmarks.servers import QUIET
 
-RESULTS = Path("benchmarks/results")
+RESULTS = ROOT / "benchmarks" / "results"
 _GRACE_S = 15
 
 
@@ -48,10 +48,10 @@ def run_piece(piece: Piece, effort: Effort, folder: Path) -> Outcome:
 
 
 def run_bounded(argv: list[str], limit_s: float, log: Path) -> str:
-    """Run a command for at most `limit_s` seconds, with all it starts; return why it failed, empty when it did not."""
+    """Run a command in the checkout for at most `limit_s` seconds; return why it failed, empty when it did not."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            argv, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **QUIET}, start_new_session=True
+            argv, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env={**os.environ, **QUIET}, start_new_session=True
         )
         failure = ""
         try:
@@ -122,7 +122,8 @@ def main() -> None:
     parser.add_argument("pieces", nargs="*", metavar="PIECE", help="default: all; see --list")
     parser.add_argument("--list", action="store_true", help="say what there is, and run nothing")
     parser.add_argument("--rounds", type=int, help="of every piece; default: each its own")
-    parser.add_argument("--json", type=Path, default=RESULTS, metavar="DIR", help=f"where results go; default: {RESULTS}")
+    where = "where results go; default: benchmarks/results of the checkout"
+    parser.add_argument("--json", type=Path, default=RESULTS, metavar="DIR", help=where)
     parser.add_argument(
         "--quick", action="store_true", help="one short round of each: shows that it works, measures nothing"
     )

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from benchmarks.servers import Server, free_port, running
 
-FOLDER = Path(os.environ.get("PENSTOCK_PEERS") or Path(__file__).parent.parent / ".peers")
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / (os.environ.get("PENSTOCK_PEERS") or ".peers")
 INSTALL_S = 900
 _REQUIREMENTS = ("aiohttp", "msgspec", "prometheus-client", "pyzmq", "redis", "tqdm", "transformers", "zstandard")
 

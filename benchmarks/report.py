@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+_HERE = Path(__file__).parent
+
 
 def machine() -> dict[str, Any]:
     """Return what a reader needs to judge the figures."""
@@ -30,7 +32,7 @@ def machine() -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+        ["git", "rev-parse", "--short", "HEAD"], cwd=_HERE, capture_output=True, text=True, check=False
     ).stdout.strip()
     return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(), "commit": commit, "versions": versions}
 

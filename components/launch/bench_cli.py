@@ -22,7 +22,7 @@ def bench(context: typer.Context) -> NoReturn:
     root = checkout()
     if root is None:
         fail("penstock bench needs a checkout of penstock's repository; this is an installed package without benchmarks/")
-    os.chdir(root)
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    argv = [sys.executable, "-m", "benchmarks.bench", *context.args]
+    # -P: a folder named `benchmarks` where the caller happens to stand must not shadow ours.
+    argv = [sys.executable, "-P", "-m", "benchmarks.bench", *context.args]
     os.execve(sys.executable, argv, {**os.environ, "PYTHONPATH": path})  # noqa: S606 this very interpreter

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import bench
 from benchmarks.bench import run_bounded, run_piece
 from benchmarks.findings import Figure, Findings
 from benchmarks.pieces import PIECES, Effort, Piece, missing
@@ -57,6 +58,18 @@ def test_a_piece_leaves_its_findings(tmp_path: Path) -> None:
     assert outcome.machine == {"cores": 2}
     assert outcome.raw == {"x": [1.5]}
     assert outcome.command == "python -m made_up_piece"
+
+
+def test_results_go_where_the_caller_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--json` is meant from where the caller stands; the pieces stand in the checkout, whose files they name."""
+    in_checkout = f"import os; assert os.getcwd() == {str(bench.ROOT)!r}; {GOOD}"
+    monkeypatch.setattr(bench, "PIECES", [piece(in_checkout, tmp_path)])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["bench", "--json", "some/where"])
+    with pytest.raises(SystemExit) as ended:
+        bench.main()
+    assert ended.value.code == 0
+    assert json.loads((tmp_path / "some" / "where" / "made-up.json").read_text())["piece"] == "made-up"
 
 
 def test_a_piece_that_fails_says_why(tmp_path: Path) -> None:

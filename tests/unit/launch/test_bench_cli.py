@@ -13,7 +13,7 @@ from components.launch.cli import app
 
 
 def test_it_hands_over_with_all_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From whatever folder, --help included; the benchmarks read their own words."""
+    """From whatever folder, which it stays in, --help included; the benchmarks read their own words."""
     called: list[list[str]] = []
     folders: list[str] = []
 
@@ -27,8 +27,8 @@ def test_it_hands_over_with_all_its_words(monkeypatch: pytest.MonkeyPatch) -> No
     result = CliRunner().invoke(app, ["bench", "jobs", "--rounds", "2", "--help"])
     assert result.exit_code == 0, result.output
     root = str(checkout())
-    assert called == [[sys.executable, sys.executable, "-m", "benchmarks.bench", "jobs", "--rounds", "2", "--help"]]
-    assert folders == [root, root]
+    assert called == [[sys.executable, sys.executable, "-P", "-m", "benchmarks.bench", "jobs", "--rounds", "2", "--help"]]
+    assert folders == [root]
 
 
 def test_it_says_when_there_is_no_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
