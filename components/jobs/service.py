@@ -12,6 +12,7 @@ import msgspec
 
 from components.bus.client import BusError
 from components.jobs.book import Worker
+from components.jobs.claims import RecordedError, RepeatedError, StaleError, resolve
 from components.jobs.dispatch import Dispatch
 from components.jobs.frames import (
     ABSENT,
@@ -62,18 +63,6 @@ class Link(Protocol):
     def close(self, reason: str) -> None:
         """End the connection."""
         ...
-
-
-class StaleError(Exception):
-    """A frame is about a job that is not its sender's, or not any more; the text says why."""
-
-
-class RepeatedError(Exception):
-    """A frame repeats an outcome that is being recorded; the acknowledgement is on its way."""
-
-
-class RecordedError(Exception):
-    """A frame repeats an outcome that is recorded already."""
 
 
 class JobService:
@@ -187,7 +176,7 @@ class JobService:
     async def _about(self, worker: Worker, link: Link, job_id: str, fence: Fence) -> Held | None:
         """Return the job a frame is about; None when it was answered already."""
         try:
-            return await self.resolve(worker, job_id, str(fence))
+            return await resolve(self.dispatch, self._store, worker, job_id, str(fence))
         except RepeatedError:
             return None
         except RecordedError:
@@ -199,48 +188,6 @@ class JobService:
         except BusError as error:
             link.send(Error(f"job {job_id[:100]}: cannot be looked up now, send it again: {error}"))
         return None
-
-    async def resolve(self, worker: Worker, job_id: str, fence: str) -> Held:
-        """Return the job that `worker` has under `fence`; one from before a lost connection or process is adopted.
-
-        Raises:
-            StaleError: it has not, or not any more.
-            RepeatedError: its outcome is being recorded.
-            RecordedError: its outcome is recorded.
-            BusError: the store cannot be asked.
-        """
-        held = self.dispatch.held.get(job_id)
-        if held is not None and not held.waits:
-            assignment = held.assignment
-            if assignment is not None and assignment.fence == fence and assignment.worker_id == worker.id:
-                return held
-            if assignment is not None:
-                raise StaleError("stale fence token: the job was given to another worker since")
-            if held.outcome_fence == fence:
-                raise RepeatedError
-        signed = self._store.fences.read(fence, job_id, worker.id)
-        if signed is None:
-            raise StaleError("this fence token was not made for this job and worker")
-        record = await self._store.records.get(job_id)
-        if record is not None:
-            if record.fence_token == fence:
-                raise RecordedError
-            raise StaleError("stale fence token: the job is finished")
-        return await self._adopt(worker, job_id, fence, signed)
-
-    async def _adopt(self, worker: Worker, job_id: str, fence: str, signed: tuple[int, int]) -> Held:
-        number, attempt = signed
-        stored = None if number == 0 else await self._store.unfinished(job_id)
-        held = self.dispatch.held.get(job_id)
-        if held is not None and held.waits and held.mode == "persisted":
-            self.dispatch.adopt(worker, held, fence)
-            return held
-        if held is not None or stored is None or stored.number != number or attempt < self.dispatch.attempts(job_id):
-            raise StaleError("stale fence token: the job is not this worker's any more")
-        held = Held(stored.message, "persisted", number, attempt)
-        self.dispatch.adopt(worker, held, fence)
-        log.info("adopted a job", extra={"job": job_id, "worker": worker.id})
-        return held
 
     async def _act(self, link: Link, worker: Worker, held: Held, frame: FromWorker) -> None:
         assignment = held.assignment

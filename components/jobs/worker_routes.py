@@ -9,9 +9,10 @@ from aiohttp import web
 from components.bus.client import BusError
 from components.graph.keys import ApiKeys
 from components.http.edge import JSON, Edge, json_response
+from components.jobs.claims import RecordedError, RepeatedError, StaleError, resolve
 from components.jobs.held import Held
 from components.jobs.outcomes import result_name
-from components.jobs.service import JobService, RecordedError, RepeatedError, StaleError
+from components.jobs.service import JobService
 from components.jobs.sockets import Socket
 from components.jobs.store import Store
 from components.jobs.submitters import away
@@ -109,8 +110,9 @@ class WorkerRoutes:
         worker = self._service.dispatch.book.workers.get(request.query.get("worker_id", ""))
         if worker is None:
             raise NotFoundError("no such worker is connected", param="worker_id")
+        job_id, fence = request.match_info["id"], request.query.get("fence_token", "")
         try:
-            return await self._service.resolve(worker, request.match_info["id"], request.query.get("fence_token", ""))
+            return await resolve(self._service.dispatch, self._store, worker, job_id, fence)
         except StaleError as error:
             raise ConflictError(str(error), param="fence_token") from None
         except (RepeatedError, RecordedError):
