@@ -21,6 +21,7 @@ from components.bus.dead_letters import JOB, DeadLetters
 from components.bus.delivery import Delivery
 from components.bus.jetstream import MSG_ID, JetStream
 from components.bus.pull import Arrived, Pull, PullBroken
+from components.bus.queue_state import LastSeen, QueueState
 from components.wire.messages import Message, decode
 from components.wire.subjects import Subjects, name_of, stream_name, token
 
@@ -57,22 +58,6 @@ class QueueLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_dead: int = 100_000
 
 
-class QueueState(msgspec.Struct, frozen=True):
-    """How a lane stands.
-
-    Attributes:
-        waiting: jobs nobody has.
-        under_way: jobs under a lease, or about to be delivered again.
-        oldest_age_s: age of the oldest job of the whole queue, 0 when there is none.
-        idle_takers: takers that wait for a job at this moment.
-    """
-
-    waiting: int
-    under_way: int
-    oldest_age_s: float
-    idle_takers: int
-
-
 class WorkQueue(Generic[M]):
     """One lane of one queue, to put and to take. Make one with `open`; any number of processes may.
 
@@ -95,7 +80,7 @@ class WorkQueue(Generic[M]):
         self._pull = Pull(bus.client, self._stream, self._consumer)
         self._takes = False
         self._on_dead: OnDead | None = None
-        self._state: tuple[QueueState, float] | None = None
+        self._seen = LastSeen()
         self._patience_s = 0.0
         self.dead = DeadLetters(self._jetstream, subjects, name)
         self.browse = Browse(self._jetstream, subjects, name, kind)
@@ -153,9 +138,8 @@ class WorkQueue(Generic[M]):
         data = self._bus.encode(message)
         subject = self._subjects.queued(self._name, lane or self._lane, job_id)
         new = await self._jetstream.publish(subject, data, {MSG_ID: job_id, JOB: job_id})
-        if new and lane in {None, self._lane} and self._state is not None:
-            state, at_s = self._state
-            self._state = msgspec.structs.replace(state, waiting=state.waiting + 1), at_s
+        if new and lane in {None, self._lane}:
+            self._seen.put()
         return new
 
     async def take(self, most: int, wait_s: float) -> list[Delivery[M]]:
@@ -211,7 +195,7 @@ class WorkQueue(Generic[M]):
         self._patience_s = every_s * _MISSED_REFRESHES
         while True:
             try:
-                self._state = await self.ask_state(), time.monotonic()
+                self._seen.saw(await self.ask_state(), time.monotonic())
             except BusError as error:
                 log.debug("cannot see the queue", extra={"queue": self._name, "error": str(error)})
             await asyncio.sleep(every_s)
@@ -219,15 +203,11 @@ class WorkQueue(Generic[M]):
     @property
     def recent_state(self) -> QueueState | None:
         """What `watch` last saw, plus this process's puts since; None when that is too long ago. Costs nothing."""
-        if self._state is None or time.monotonic() - self._state[1] > self._patience_s:
-            return None
-        return self._state[0]
+        return self._seen.recent(time.monotonic(), self._patience_s)
 
     def taken_elsewhere(self) -> None:
         """Note in `recent_state` that a job this process had put was taken, as its taker told, before `watch` sees it."""
-        if self._state is not None:
-            state, at_s = self._state
-            self._state = msgspec.structs.replace(state, waiting=max(state.waiting - 1, 0)), at_s
+        self._seen.taken()
 
     async def lanes(self) -> list[str]:
         """Return every lane that somebody has taken from, and this one.

@@ -6,7 +6,8 @@ import logging
 from prometheus_client import CollectorRegistry, Gauge
 
 from components.bus.client import BusError
-from components.bus.work_queue import QueueState, WorkQueue
+from components.bus.queue_state import QueueState
+from components.bus.work_queue import WorkQueue
 from components.wire.prefill import PrefillJob
 
 log = logging.getLogger(__name__)

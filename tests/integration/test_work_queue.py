@@ -11,7 +11,8 @@ import pytest
 from components.bus.client import Bus, BusError, TooLongError
 from components.bus.delivery import Delivery, LeaseLostError
 from components.bus.jetstream import JetStreamAwayError, QueueFullError
-from components.bus.work_queue import QueueLimits, QueueState, WorkQueue
+from components.bus.queue_state import QueueState
+from components.bus.work_queue import QueueLimits, WorkQueue
 from components.graph.schema import Nats
 from components.wire.messages import Accepted, Cancel
 from components.wire.subjects import Subjects
