@@ -18,7 +18,7 @@ from prometheus_client import REGISTRY
 from components.engine import vllm_modules as modules
 from components.engine.lmcache_config import connector_config, server_is_up
 from components.engine.protocol import EngineInfo, EngineOutput, EngineStartError, KvUpdate
-from components.engine.vllm_args import OURS, mistaken_arg
+from components.engine.vllm_args import chosen_args, mistaken_arg
 from components.engine.vllm_modules import import_vllm, one_line
 from components.graph.schema import LMCache
 from components.graph.schema import VllmEngine as VllmSettings
@@ -88,10 +88,8 @@ class VllmEngine:
 
     async def start(self, progress: Callable[[str], None]) -> EngineInfo:
         """Load the model; see `Engine.start`."""
-        if mistake := mistaken_arg(self._settings.args):
+        if mistake := mistaken_arg(self._settings.args, kv_events=self._kv_events, lmcache=self._lmcache is not None):
             raise EngineStartError(f"engine.{mistake}")
-        if self._lmcache and self._settings.args.get("kv_transfer_config"):
-            raise EngineStartError("engine.kv_transfer_config: is penstock's own in a graph with `lmcache`")
         progress("importing vLLM")
         await asyncio.to_thread(import_vllm)
         if self._lmcache:
@@ -130,9 +128,7 @@ class VllmEngine:
 
     def _engine_args(self, *, on_cpu: bool) -> dict[str, Any]:
         """Return vLLM's engine arguments: what the graph says, and where it says nothing what suits a CPU."""
-        kv_cache_bytes = int(self._settings.kv_cache_gb * 2**30)
-        cpu = {"dtype": "bfloat16", "enforce_eager": True, "kv_cache_memory_bytes": kv_cache_bytes}
-        chosen = {name: value for name, value in self._settings.args.items() if name not in OURS}
+        chosen = chosen_args(self._settings.args, self._settings.kv_cache_gb, on_cpu=on_cpu)
         events = {"kv_events_config": self._kv.config} if self._kv is not None else {}
         sharing = {"kv_transfer_config": connector_config(self._lmcache)} if self._lmcache else {}
         fixed = {
@@ -140,19 +136,14 @@ class VllmEngine:
             "served_model_name": [self._served_name],
             "block_size": self._block_size,
         }
-        return (cpu if on_cpu else {}) | chosen | events | sharing | fixed
+        return chosen | events | sharing | fixed
 
     def _listen(self) -> Any:
-        """Return the stream of this engine's KV events, to be opened before the engine.
+        """Return the stream of this engine's KV events, opened before the engine.
 
         Raises:
-            EngineStartError: these settings leave no place for one.
+            EngineStartError: there is no place for its sockets.
         """
-        args = self._settings.args
-        if args.get("kv_events_config"):
-            raise EngineStartError("engine.kv_events_config: is penstock's own in a graph with a router")
-        if int(args.get("data_parallel_size") or 1) > 1:
-            raise EngineStartError("engine.data_parallel_size: must be 1 in a graph with a router; use replicas")
         cpu_tier = Tier.SHARED if self._lmcache else Tier.HOST
         stream = modules.kv().KvStream(
             self._served_name, self._block_size, partial(modules.compat().kv_events, cpu_tier=cpu_tier)

@@ -60,8 +60,14 @@ def _fields() -> dict[str, str] | None:
     }
 
 
-def mistaken_arg(args: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with a name or a value in `args`, as ``name: why``, or None."""
+def mistaken_arg(args: Mapping[str, Any], *, kv_events: bool = False, lmcache: bool = False) -> str | None:
+    """Return what is wrong with a name or a value in `args`, as ``name: why``, or None.
+
+    Args:
+        args: of an engine.
+        kv_events: its KV is told of, so how it tells is ours to say.
+        lmcache: the graph has an LMCache server, so how the engine uses it is ours to say.
+    """
     known = known_engine_args()
     for name, value in args.items():
         if name in _SET_ELSEWHERE:
@@ -71,7 +77,23 @@ def mistaken_arg(args: Mapping[str, Any]) -> str | None:
             return f"{name}: vLLM has no such engine argument" + (f"; did you mean `{guess[0]}`?" if guess else "")
         if wanted := _unfit(name, value):
             return f"{name}: must be {wanted}, not {value!r}"
+    return _taken(args, kv_events=kv_events, lmcache=lmcache)
+
+
+def _taken(args: Mapping[str, Any], *, kv_events: bool, lmcache: bool) -> str | None:
+    if lmcache and args.get("kv_transfer_config"):
+        return "kv_transfer_config: is penstock's own in a graph with `lmcache`"
+    if kv_events and args.get("kv_events_config"):
+        return "kv_events_config: is penstock's own in a graph with a router"
+    if kv_events and int(args.get("data_parallel_size") or 1) > 1:
+        return "data_parallel_size: must be 1 in a graph with a router; use replicas"
     return None
+
+
+def chosen_args(args: Mapping[str, Any], kv_cache_gb: float, *, on_cpu: bool) -> dict[str, Any]:
+    """Return the arguments for vLLM's engine: what a graph says, and where it says nothing what suits a CPU."""
+    cpu = {"dtype": "bfloat16", "enforce_eager": True, "kv_cache_memory_bytes": int(kv_cache_gb * 2**30)}
+    return (cpu if on_cpu else {}) | {name: value for name, value in args.items() if name not in OURS}
 
 
 def _unfit(name: str, value: Any) -> str | None:

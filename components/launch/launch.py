@@ -91,7 +91,7 @@ def _check_engines(graph: Graph) -> None:
                 raise LaunchError(f"{path}.{error}") from error
         elif known_engine_args() is None:
             raise LaunchError(f"{path}: vLLM is not installed; pip install 'penstock[cpu]' or 'penstock[gpu]'")
-        elif mistake := mistaken_arg(engine.args):
+        elif mistake := mistaken_arg(engine.args, kv_events=graph.tells_kv, lmcache=graph.lmcache is not None):
             raise LaunchError(f"{path}.{mistake}")
 
 

@@ -41,6 +41,17 @@ def test_mistakes(name: str, said: str) -> None:
     assert mistaken_arg({"dtype": "bfloat16", name: 1}) == said
 
 
+def test_what_is_penstock_s_own() -> None:
+    """Only where a router or LMCache needs it."""
+    pytest.importorskip("vllm")
+    args = {"kv_events_config": {"publisher": "zmq"}, "kv_transfer_config": {"kv_connector": "x"}, "data_parallel_size": 2}
+    assert mistaken_arg(args) is None
+    assert (mistaken_arg(args, lmcache=True) or "").startswith("kv_transfer_config: is penstock's own")
+    assert (mistaken_arg(args, kv_events=True) or "").startswith("kv_events_config: is penstock's own")
+    del args["kv_events_config"]
+    assert (mistaken_arg(args, kv_events=True) or "").startswith("data_parallel_size: must be 1")
+
+
 def test_right_names() -> None:
     """Right names are no mistake; values of types that only vLLM knows are left to it."""
     assert mistaken_arg({"dtype": 1, "tool_call_parser": "hermes"}) is None
