@@ -27,7 +27,7 @@ from components.router.kv_index import KvIndex
 from components.router.policies import make_policy
 from components.router.policies.policy import PolicySettings
 from components.wire.block_hash import block_hashes, root_hash
-from components.wire.messages import WorkerStatus
+from components.wire.process import WorkerStatus
 
 TASKS: list[dict[str, Any]] = [
     *({"do": "ingest", "workers": 8, "blocks": blocks, "event_blocks": 64} for blocks in (131_072, 1_048_576)),

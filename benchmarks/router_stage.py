@@ -23,7 +23,7 @@ from components.bus.server import NatsServerPlan
 from components.engine.protocol import KvUpdate
 from components.graph.schema import Nats
 from components.wire.kv import KvStored
-from components.wire.messages import ProcessState, ProcessStatus, WorkerStatus
+from components.wire.process import ProcessState, ProcessStatus, WorkerStatus
 from components.wire.routing import RouteEvent, RouteNotice, RouteNotices, RouteReply, RouteRequest
 from components.wire.subjects import Subjects
 from components.worker.kv_publisher import KvPublisher

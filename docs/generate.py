@@ -13,7 +13,7 @@ from types import ModuleType
 import msgspec
 
 from components.graph.schema import CacheController, ControllerSettings, Graph, Settings
-from components.wire import errors, jobs, kv, messages, prefill, queueing, routing, subjects
+from components.wire import errors, jobs, kv, messages, prefill, process, queueing, routing, subjects
 
 HERE = Path(__file__).parent
 _HEAD = "<!-- Written by docs/generate.py from the code (`make docs`); do not edit. -->\n\n"
@@ -56,7 +56,8 @@ def _subject_table() -> Iterator[str]:
 
 def _message_sections() -> Iterator[str]:
     for title, module in (
-        ("Messages", messages),
+        ("Requests", messages),
+        ("Processes", process),
         ("KV blocks", kv),
         ("Routing", routing),
         ("Prefill", prefill),

@@ -11,10 +11,10 @@ from prometheus_client import CollectorRegistry
 
 from components.bus.client import Bus, BusError, NoListenerError
 from components.telemetry.metrics import collect
-from components.wire.messages import (
+from components.wire.messages import Message
+from components.wire.process import (
     Control,
     ControlVerb,
-    Message,
     MetricFamily,
     MetricsReply,
     ProcessState,

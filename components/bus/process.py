@@ -23,7 +23,7 @@ from components.graph.load import GraphError, load_graph
 from components.graph.schema import Graph, Nats
 from components.telemetry.logs import setup_logging
 from components.telemetry.tracing import close_tracing, setup_tracing
-from components.wire.messages import ProcessState
+from components.wire.process import ProcessState
 from components.wire.subjects import Subjects
 
 log = logging.getLogger(__name__)

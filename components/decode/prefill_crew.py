@@ -1,6 +1,6 @@
 """Which prefill workers there are, by what they tell of themselves. Pure; told the time."""
 
-from components.wire.messages import ProcessState, ProcessStatus, WorkerRole
+from components.wire.process import ProcessState, ProcessStatus, WorkerRole
 
 
 class PrefillCrew:

@@ -22,8 +22,9 @@ from components.graph.schema import Disagg, Graph
 from components.telemetry.tracing import Span, carry, span
 from components.wire.block_hash import block_hashes, root_hash
 from components.wire.errors import InvalidRequestError
-from components.wire.messages import GenerateRequest, ProcessStatus
+from components.wire.messages import GenerateRequest
 from components.wire.prefill import DisaggChange, DisaggRules, PrefillCancel, PrefillJob, PrefillProgress, PrefillState
+from components.wire.process import ProcessStatus
 from components.wire.subjects import Subjects
 from components.worker.kv_held import HeldBlocks
 

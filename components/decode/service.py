@@ -27,7 +27,8 @@ from components.wire.errors import (
     PenstockError,
     WorkerLostError,
 )
-from components.wire.messages import Accepted, Cancel, GenerateRequest, TokenDelta, WorkerStatus
+from components.wire.messages import Accepted, Cancel, GenerateRequest, TokenDelta
+from components.wire.process import WorkerStatus
 from components.wire.subjects import Subjects
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from components.engine.lmcache_config import coordinator_arguments, server_arguments
 from components.engine.protocol import EngineStartError
 from components.graph.schema import LMCache
-from components.wire.messages import MetricFamily, MetricSample
+from components.wire.process import MetricFamily, MetricSample
 
 _POLL_S = 0.1
 _LOOK_S = 1.0

@@ -7,15 +7,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
 from components.wire.kv import KvChange
-from components.wire.messages import (
-    FinishReason,
-    GenerateRequest,
-    Message,
-    MetricFamily,
-    PositionLogprobs,
-    ToolCallDelta,
-    WorkerLoad,
-)
+from components.wire.messages import FinishReason, GenerateRequest, Message, PositionLogprobs, ToolCallDelta
+from components.wire.process import MetricFamily, WorkerLoad
 
 
 class EngineInfo(Message, frozen=True):

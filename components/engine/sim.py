@@ -22,7 +22,8 @@ from components.model.folder import ModelError, model_folder
 from components.model.tokenizer import Tokenizer
 from components.wire.block_hash import block_hashes
 from components.wire.errors import ContextLengthExceededError, InvalidRequestError, WorkerLostError
-from components.wire.messages import GenerateRequest, MetricFamily, WorkerLoad
+from components.wire.messages import GenerateRequest
+from components.wire.process import MetricFamily, WorkerLoad
 
 _TURN_S = 0.001  # an engine that cannot keep up computes for so long before others have their turn
 _MAX_LAG_S = 0.05  # an engine that cannot keep up with its clock forgets older delays

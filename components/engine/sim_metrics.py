@@ -3,7 +3,8 @@
 from collections import Counter
 
 from components.engine.sim_scheduler import SimScheduler
-from components.wire.messages import FinishReason, MetricFamily, MetricSample, WorkerLoad
+from components.wire.messages import FinishReason
+from components.wire.process import MetricFamily, MetricSample, WorkerLoad
 
 
 class SimMetrics:

@@ -10,7 +10,7 @@ from components.engine.protocol import EngineStartError
 from components.engine.sim_shared import KV_BYTES_A_TOKEN, capacity_chunks
 from components.engine.sim_table import TableFile, create_table, open_table, table_path
 from components.graph.schema import LMCache
-from components.wire.messages import MetricFamily, MetricSample
+from components.wire.process import MetricFamily, MetricSample
 
 _LOOK_S = 0.5
 

@@ -26,7 +26,8 @@ from components.model.folder import ModelError, model_folder
 from components.telemetry.metrics import collect
 from components.wire.errors import ContextLengthExceededError, InvalidRequestError, OverloadedError, WorkerLostError
 from components.wire.kv import Tier
-from components.wire.messages import GenerateRequest, MetricFamily, Sampling, WorkerLoad
+from components.wire.messages import GenerateRequest, Sampling
+from components.wire.process import MetricFamily, WorkerLoad
 
 _DEATH_POLL_S = 0.1
 

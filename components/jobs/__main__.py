@@ -13,7 +13,7 @@ from components.jobs.routes import Routes
 from components.jobs.service import JobService
 from components.jobs.store import Store
 from components.jobs.submitters import Submitters
-from components.wire.messages import ProcessState
+from components.wire.process import ProcessState
 
 _DRAIN_S = 2.0
 

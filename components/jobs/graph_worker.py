@@ -8,7 +8,7 @@ from components.graph.keys import ApiKeys
 from components.graph.schema import Graph
 from components.jobs.worker import WorkerFailedError, work
 from components.jobs.worker_settings import WorkerSettings
-from components.wire.messages import ProcessState
+from components.wire.process import ProcessState
 
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 

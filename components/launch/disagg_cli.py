@@ -20,8 +20,8 @@ from components.launch.target import fail, one_state
 from components.launch.views import make_table
 from components.launch.watch import Phase
 from components.telemetry.metrics import samples
-from components.wire.messages import MetricSample, MetricsReply
 from components.wire.prefill import DisaggChange, DisaggRules
+from components.wire.process import MetricSample, MetricsReply
 
 _ANSWER_S = 2.0
 _PLACED, _ENDED, _OVERHEAD = (

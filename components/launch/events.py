@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from components.graph.schema import Nats
 from components.launch.child import Child
-from components.wire.messages import ProcessStatus
+from components.wire.process import ProcessStatus
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from components.launch.watch import Phase
 from components.telemetry.folders import state_root
-from components.wire.messages import WorkerStatus
+from components.wire.process import WorkerStatus
 from components.wire.subjects import token
 
 

@@ -20,7 +20,7 @@ from components.launch.report import Reporter
 from components.launch.starter import Starter, StartError
 from components.launch.state import GraphPhase, GraphState, StateFolder
 from components.launch.watch import Phase, Watch
-from components.wire.messages import ProcessStatus
+from components.wire.process import ProcessStatus
 from components.wire.subjects import Subjects
 
 log = logging.getLogger(__name__)

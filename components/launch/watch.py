@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from components.graph.schema import Supervision
 from components.launch.plan import ProcessSpec
-from components.wire.messages import ProcessState, ProcessStatus, WorkerStatus
+from components.wire.process import ProcessState, ProcessStatus, WorkerStatus
 
 HEALTHY_S = 60.0
 

@@ -10,7 +10,7 @@ from components.bus.process import FatalError, Process, run, unless
 from components.engine.make import make_cache_server
 from components.engine.protocol import CacheServer, EngineStartError
 from components.lmcache.reporting import reporting
-from components.wire.messages import ProcessState
+from components.wire.process import ProcessState
 
 
 async def serve(process: Process) -> None:

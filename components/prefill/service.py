@@ -20,8 +20,9 @@ from components.prefill.metrics import Metrics
 from components.telemetry.logs import trail
 from components.telemetry.tracing import carry, span
 from components.wire.errors import InvalidRequestError, PenstockError, WorkerLostError
-from components.wire.messages import GenerateRequest, Sampling, WorkerRole, WorkerStatus
+from components.wire.messages import GenerateRequest, Sampling
 from components.wire.prefill import PrefillCancel, PrefillJob, PrefillProgress, PrefillState
+from components.wire.process import WorkerRole, WorkerStatus
 from components.wire.subjects import Subjects
 
 log = logging.getLogger(__name__)

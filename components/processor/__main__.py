@@ -20,7 +20,7 @@ from components.processor.pipeline import Pipeline
 from components.processor.routing import Router
 from components.processor.streams import Patience, Streams
 from components.processor.workers import Workers
-from components.wire.messages import ProcessState
+from components.wire.process import ProcessState
 from components.wire.routing import TokenizeQuery
 
 _DRAIN_MARGIN_S = 5.0

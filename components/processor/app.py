@@ -23,7 +23,7 @@ from components.processor.routing import route_headers
 from components.processor.tokens_answer import detokenize_answer, tokenize_answer
 from components.telemetry.metrics import CONTENT_TYPE, render
 from components.wire.errors import InvalidRequestError, ModelNotFoundError, PenstockError
-from components.wire.messages import MetricsReply
+from components.wire.process import MetricsReply
 from components.wire.subjects import Subjects
 
 _SSE = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}

@@ -6,7 +6,7 @@ Knows what workers tell about themselves, and what this process has given them s
 import math
 from dataclasses import dataclass
 
-from components.wire.messages import ProcessState, ProcessStatus, WorkerRole, WorkerStatus
+from components.wire.process import ProcessState, ProcessStatus, WorkerRole, WorkerStatus
 
 _LAST_WORDS = frozenset({ProcessState.STOPPED, ProcessState.FAILED})
 _GONE = frozenset({ProcessState.STARTING, ProcessState.STOPPED, ProcessState.FAILED})

@@ -15,7 +15,8 @@ from components.processor.fleet import Fleet, Worker
 from components.processor.streams import Attempt, Inbox, Streams
 from components.wire.errors import CancelledError as WorkerCancelledError
 from components.wire.errors import NoWorkerError, OverloadedError, WorkerLostError
-from components.wire.messages import Accepted, Cancel, GenerateRequest, ProcessStatus, TokenBatch
+from components.wire.messages import Accepted, Cancel, GenerateRequest, TokenBatch
+from components.wire.process import ProcessStatus
 from components.wire.subjects import Subjects
 
 log = logging.getLogger(__name__)

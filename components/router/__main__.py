@@ -16,7 +16,7 @@ from components.router.make import make_chooser
 from components.router.metrics import Metrics, Watched
 from components.router.queries import Queries
 from components.router.service import QUEUE, RouterService
-from components.wire.messages import ProcessState
+from components.wire.process import ProcessState
 from components.wire.routing import RouteRequest
 
 _MICRO_SERVICE = "penstock-router"

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from components.router.cost import CostSettings, Load, Speed
 from components.router.rate import Rate
-from components.wire.messages import WorkerStatus
+from components.wire.process import WorkerStatus
 
 SETTLE_S = 2.0
 """A request younger than this may not be in its worker's status yet."""

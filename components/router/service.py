@@ -21,7 +21,7 @@ from components.router.notices import Notices, chosen
 from components.router.roster import Roster
 from components.wire.errors import InvalidRequestError, ModelNotFoundError, NoWorkerError
 from components.wire.kv import KvBatch, SnapshotChunk, SnapshotRequest
-from components.wire.messages import ProcessStatus, WorkerRole
+from components.wire.process import ProcessStatus, WorkerRole
 from components.wire.routing import RouteCandidate, RouteNotices, RouteReply, RouteRequest, Trust
 from components.wire.store_life import StoreLife
 from components.wire.subjects import Subjects

@@ -8,7 +8,7 @@ from components.router.cost import Load
 from components.router.feed import Counts
 from components.router.kv_index import IndexStats
 from components.router.service import RouterService
-from components.wire.messages import WorkerRole
+from components.wire.process import WorkerRole
 from components.wire.routing import Trust
 
 

@@ -19,7 +19,7 @@ from components.engine.sim_timing import Timing
 from components.simulate.clock import Clock
 from components.simulate.scenario import Scenario
 from components.wire.kv import KvBatch
-from components.wire.messages import WorkerLoad, WorkerStatus
+from components.wire.process import WorkerLoad, WorkerStatus
 from components.worker.kv_held import HeldBlocks
 
 MODEL = "trace"

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from components.wire.messages import MetricFamily, MetricSample, MetricsReply
+from components.wire.process import MetricFamily, MetricSample, MetricsReply
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

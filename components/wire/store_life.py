@@ -1,6 +1,6 @@
 """Whether what an LMCache server held is still there, by its process's statuses. Pure; told the time."""
 
-from components.wire.messages import ProcessState, ProcessStatus
+from components.wire.process import ProcessState, ProcessStatus
 
 _LAST_WORDS = frozenset({ProcessState.STOPPED, ProcessState.FAILED})
 

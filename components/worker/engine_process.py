@@ -6,7 +6,7 @@ from typing import Protocol
 from components.bus.member import Member
 from components.bus.process import FatalError, Process, unless
 from components.engine.protocol import Engine, EngineInfo, EngineStartError
-from components.wire.messages import ProcessState, WorkerStatus
+from components.wire.process import ProcessState, WorkerStatus
 from components.worker.kv_publisher import KvPublisher
 from components.worker.store_watch import StoreWatch
 

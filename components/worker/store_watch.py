@@ -12,7 +12,7 @@ import time
 from components.bus.client import Bus
 from components.engine.protocol import Engine
 from components.wire.kv import ChunksChanged, Tier
-from components.wire.messages import ProcessStatus
+from components.wire.process import ProcessStatus
 from components.wire.store_life import StoreLife
 from components.wire.subjects import Subjects
 from components.worker.kv_publisher import KvPublisher

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from components.bus.client import Bus
-from components.wire.messages import ProcessState, ProcessStatus
+from components.wire.process import ProcessState, ProcessStatus
 from components.wire.subjects import Subjects
 from components.worker_controller.engine import Engine
 from components.worker_controller.starts import Joined, worker_name

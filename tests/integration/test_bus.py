@@ -14,7 +14,8 @@ from components.bus.member import Member, Nothing
 from components.bus.server import NatsServerPlan
 from components.graph.schema import Nats
 from components.wire.errors import ErrorCode, InvalidRequestError, OverloadedError, PenstockError
-from components.wire.messages import Accepted, Cancel, Message, MetricsReply, ProcessState, ProcessStatus
+from components.wire.messages import Accepted, Cancel, Message
+from components.wire.process import MetricsReply, ProcessState, ProcessStatus
 from components.wire.subjects import Subjects
 from tests.support.nats import nats_server
 

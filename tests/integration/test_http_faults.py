@@ -19,7 +19,8 @@ from components.processor.chat_answer import ChatAnswer
 from components.processor.generation import Piece
 from components.processor.sequence import Sequence
 from components.wire.errors import ContextLengthExceededError, ErrorCode, ErrorReply, NoWorkerError
-from components.wire.messages import GenerateRequest, ProcessState, WorkerLoad
+from components.wire.messages import GenerateRequest
+from components.wire.process import ProcessState, WorkerLoad
 from tests.support.edge import Edge, edge, scripted
 from tests.support.nats import nats_server
 from tests.support.scripted_worker import Script, ScriptedWorker

@@ -310,7 +310,7 @@ async def test_a_replay_excludes_the_worker_that_failed(nats: Nats) -> None:
         await worker.say(request, [(65, "A"), (66, "B")])
 
     def worker_status(worker: ScriptedWorker, state: str) -> Any:
-        from components.wire.messages import ProcessState, ProcessStatus
+        from components.wire.process import ProcessState, ProcessStatus
 
         return ProcessStatus(worker.name, "decode", worker.incarnation, 1, "test", ProcessState(state))
 

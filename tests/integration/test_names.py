@@ -13,7 +13,7 @@ import pytest
 from components.bus.client import Bus
 from components.bus.member import Member, NameTakenError
 from components.graph.schema import Nats
-from components.wire.messages import ProcessStatus
+from components.wire.process import ProcessStatus
 from components.wire.subjects import Subjects
 from tests.support.decode_process import decode_process
 from tests.support.nats import nats_server

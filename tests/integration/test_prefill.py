@@ -18,8 +18,8 @@ from components.graph.load import graph_from_raw
 from components.graph.schema import Graph
 from components.prefill.metrics import Metrics
 from components.prefill.service import PrefillService
-from components.wire.messages import WorkerRole
 from components.wire.prefill import PrefillCancel, PrefillJob, PrefillProgress, PrefillState
+from components.wire.process import WorkerRole
 from components.wire.subjects import Subjects
 from components.worker.prefill_queue import open_prefill_queue
 from tests.support.launched import free_port

@@ -13,7 +13,7 @@ import pytest
 from components.graph.schema import Nats
 from components.wire.errors import InvalidRequestError, ModelNotFoundError, NoWorkerError
 from components.wire.kv import KvBatch, KvRemoved, KvStored
-from components.wire.messages import ProcessState, WorkerLoad
+from components.wire.process import ProcessState, WorkerLoad
 from components.wire.routing import RouteEvent, RouteNotice, RouteNotices, RouteReply, RouteRequest
 from tests.support.nats import nats_server
 from tests.support.raw_http import converse

@@ -13,7 +13,7 @@ from components.engine.sim import SimEngine
 from components.graph.schema import Nats
 from components.graph.schema import SimEngine as Sim
 from components.wire.kv import KvStored, Tier
-from components.wire.messages import ProcessState, ProcessStatus
+from components.wire.process import ProcessState, ProcessStatus
 from components.wire.routing import RouteEvent, RouteNotice, RouteNotices
 from components.worker.kv_publisher import KvPublisher
 from components.worker.store_watch import StoreWatch

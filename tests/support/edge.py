@@ -16,7 +16,7 @@ from components.bus.process import Process
 from components.graph.load import graph_from_raw
 from components.graph.schema import Nats
 from components.processor.__main__ import serve
-from components.wire.messages import ProcessState
+from components.wire.process import ProcessState
 from components.wire.subjects import Subjects
 from tests.support.scripted_worker import Script, ScriptedWorker
 

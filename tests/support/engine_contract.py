@@ -22,7 +22,8 @@ from components.model.tokenizer import Tokenizer
 from components.wire.block_hash import block_hashes, root_hash
 from components.wire.errors import InvalidRequestError, WorkerLostError
 from components.wire.kv import KvCleared, KvStored
-from components.wire.messages import FinishReason, GenerateRequest, PositionLogprobs, Sampling, WorkerLoad
+from components.wire.messages import FinishReason, GenerateRequest, PositionLogprobs, Sampling
+from components.wire.process import WorkerLoad
 
 _numbers = itertools.count()
 

@@ -22,7 +22,7 @@ from components.graph.load import graph_from_raw
 from components.graph.schema import Nats
 from components.jobs.__main__ import serve
 from components.launch.child import start_fresh
-from components.wire.messages import ProcessState
+from components.wire.process import ProcessState
 from components.wire.subjects import Subjects
 from tests.support.edge import free_port
 

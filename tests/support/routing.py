@@ -16,7 +16,7 @@ from components.graph.load import graph_from_raw
 from components.graph.schema import Nats
 from components.router.__main__ import serve
 from components.wire.kv import KvBatch, KvChange, KvStored, SnapshotChunk, SnapshotRequest
-from components.wire.messages import ProcessState, ProcessStatus, WorkerLoad, WorkerRole, WorkerStatus
+from components.wire.process import ProcessState, ProcessStatus, WorkerLoad, WorkerRole, WorkerStatus
 from components.wire.routing import RouteReply, RouteRequest
 from components.wire.subjects import Subjects
 from tests.support.edge import free_port

@@ -7,18 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from components.bus.client import Bus
-from components.wire.messages import (
-    Accepted,
-    Cancel,
-    FinishReason,
-    GenerateRequest,
-    ProcessState,
-    ProcessStatus,
-    TokenBatch,
-    TokenDelta,
-    WorkerLoad,
-    WorkerStatus,
-)
+from components.wire.messages import Accepted, Cancel, FinishReason, GenerateRequest, TokenBatch, TokenDelta
+from components.wire.process import ProcessState, ProcessStatus, WorkerLoad, WorkerStatus
 from components.wire.subjects import Subjects
 
 Script = Callable[["ScriptedWorker", GenerateRequest], Awaitable[None]]

@@ -7,7 +7,7 @@ import sys
 
 from components.bus.member import Nothing
 from components.bus.process import FatalError, Process, run
-from components.wire.messages import ProcessState, WorkerStatus
+from components.wire.process import ProcessState, WorkerStatus
 
 READY_S = float(os.environ.get("STUB_READY_S", "0"))
 

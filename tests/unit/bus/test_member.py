@@ -7,7 +7,7 @@ from prometheus_client import Counter
 
 from components.bus.client import Bus
 from components.bus.member import Member
-from components.wire.messages import MetricFamily, ProcessState, WorkerStatus
+from components.wire.process import MetricFamily, ProcessState, WorkerStatus
 from components.wire.subjects import Subjects
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from components.decode.prefill_crew import PrefillCrew
-from components.wire.messages import ProcessState, ProcessStatus, WorkerRole, WorkerStatus
+from components.wire.process import ProcessState, ProcessStatus, WorkerRole, WorkerStatus
 
 SILENT_S = 3.0
 

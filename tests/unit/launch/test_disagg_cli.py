@@ -12,8 +12,8 @@ from components.launch.cli import app
 from components.launch.disagg_cli import Overhead, overhead, prompts_table, rules_table, worker_views
 from components.telemetry.metrics import collect, samples
 from components.wire.errors import InvalidRequestError
-from components.wire.messages import MetricsReply
 from components.wire.prefill import DisaggRules
+from components.wire.process import MetricsReply
 
 RULES = msgspec.to_builtins(Disagg())
 

@@ -18,7 +18,7 @@ from components.launch.state import (
 )
 from components.launch.watch import Phase
 from components.telemetry.folders import state_root
-from components.wire.messages import WorkerLoad, WorkerStatus
+from components.wire.process import WorkerLoad, WorkerStatus
 
 STATE = GraphState(
     graph="agg",

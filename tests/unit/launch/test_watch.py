@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from components.graph.schema import Supervision
 from components.launch.plan import ProcessSpec
 from components.launch.watch import HEALTHY_S, Phase, Watch
-from components.wire.messages import ProcessState, ProcessStatus
+from components.wire.process import ProcessState, ProcessStatus
 
 RULES = Supervision()
 

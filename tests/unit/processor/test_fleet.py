@@ -3,7 +3,7 @@
 import msgspec
 
 from components.processor.fleet import Fleet
-from components.wire.messages import ProcessState, ProcessStatus, WorkerLoad, WorkerStatus
+from components.wire.process import ProcessState, ProcessStatus, WorkerLoad, WorkerStatus
 
 
 def status(

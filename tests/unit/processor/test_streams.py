@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from components.processor.fleet import Worker
 from components.processor.streams import Attempt, Inbox, Patience, Streams
 from components.wire.errors import ErrorCode
-from components.wire.messages import FinishReason, TokenBatch, TokenDelta, WorkerStatus
+from components.wire.messages import FinishReason, TokenBatch, TokenDelta
+from components.wire.process import WorkerStatus
 
 WORKER = Worker("w", "1", WorkerStatus("demo", 100, 32, 10), accepting=True, heard_s=0.0)
 

@@ -9,7 +9,7 @@ from components.router.chooser import RECENT_TTL_S, Chooser
 from components.router.cost import CostSettings, Load, Overlap, Prompt, Speed, price
 from components.router.policies import POLICIES, make_policy
 from components.router.policies.policy import PolicySettings
-from components.wire.messages import WorkerLoad, WorkerStatus
+from components.wire.process import WorkerLoad, WorkerStatus
 
 BLOCK_SIZE = 32
 LATER_S = 600.0

@@ -12,7 +12,7 @@ from components.router.feed import Feed
 from components.router.policies import make_policy
 from components.router.policies.policy import PolicySettings
 from components.wire.kv import KvBatch, KvChange, KvCleared, KvRemoved, KvStored, SnapshotChunk, Tier
-from components.wire.messages import WorkerStatus
+from components.wire.process import WorkerStatus
 from components.wire.routing import Trust
 
 PROMPT = list(range(100, 120))

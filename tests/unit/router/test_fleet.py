@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from components.router.cost import CostSettings, Load
 from components.router.fleet import SETTLE_S, Fleet
 from components.router.rate import Rate
-from components.wire.messages import WorkerLoad, WorkerStatus
+from components.wire.process import WorkerLoad, WorkerStatus
 
 WORKERS = st.sampled_from(["a", "b", "c"])
 IDS = st.sampled_from([f"r{i}" for i in range(12)])

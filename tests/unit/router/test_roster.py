@@ -1,7 +1,7 @@
 """Tests for the roster: who is there, who drains, who is gone, and whether there are other routers."""
 
 from components.router.roster import Roster
-from components.wire.messages import ProcessState, ProcessStatus, WorkerRole, WorkerStatus
+from components.wire.process import ProcessState, ProcessStatus, WorkerRole, WorkerStatus
 
 SILENT_S = 3.0
 ROLES = {role.value for role in WorkerRole}

@@ -4,7 +4,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
 from components.telemetry.metrics import collect, render
-from components.wire.messages import MetricsReply, decode, encode
+from components.wire.messages import decode, encode
+from components.wire.process import MetricsReply
 
 
 def test_families_are_merged_and_labelled() -> None:

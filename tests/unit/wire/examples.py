@@ -6,27 +6,17 @@ from components.wire.kv import ChunksChanged, KvBatch, KvCleared, KvRemoved, KvS
 from components.wire.messages import (
     Accepted,
     Cancel,
-    Control,
-    ControlVerb,
     FinishReason,
     GenerateRequest,
     Message,
-    MetricFamily,
-    MetricSample,
-    MetricsReply,
     OutputParsing,
     PositionLogprobs,
-    ProcessState,
-    ProcessStatus,
     Sampling,
     StructuredOutputs,
     TokenBatch,
     TokenDelta,
     TokenLogprob,
     ToolCallDelta,
-    WorkerLoad,
-    WorkerRole,
-    WorkerStatus,
 )
 from components.wire.prefill import (
     DisaggChange,
@@ -35,6 +25,18 @@ from components.wire.prefill import (
     PrefillJob,
     PrefillProgress,
     PrefillState,
+)
+from components.wire.process import (
+    Control,
+    ControlVerb,
+    MetricFamily,
+    MetricSample,
+    MetricsReply,
+    ProcessState,
+    ProcessStatus,
+    WorkerLoad,
+    WorkerRole,
+    WorkerStatus,
 )
 from components.wire.queueing import DeadLetter
 from components.wire.routing import (

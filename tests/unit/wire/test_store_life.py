@@ -2,7 +2,7 @@
 
 import pytest
 
-from components.wire.messages import ProcessState, ProcessStatus
+from components.wire.process import ProcessState, ProcessStatus
 from components.wire.store_life import StoreLife
 
 READY, STARTING, STOPPED, FAILED = ProcessState.READY, ProcessState.STARTING, ProcessState.STOPPED, ProcessState.FAILED
