@@ -28,6 +28,8 @@ from components.worker_controller.report import ErrorReporter, Report
 
 log = logging.getLogger(__name__)
 
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 where Linux shows the names of shared memory
+
 
 class RankFailedError(RuntimeError):
     """A rank died, or a call failed in it; the text says which and why."""
@@ -75,12 +77,23 @@ class RemoteExecutor(Executor):  # type: ignore[misc] # vLLM is untyped here
         for position in range(len(self._ranks)):
             args = (self.vllm_config, position, self._job.rendezvous)
             self._send(position, Call(LOAD, args, {}, answered=True))
+        try:
+            self._wait_for_load()
+        finally:
+            self._forget_names()
+
+    def _wait_for_load(self) -> None:
         waiting = dict(enumerate(self._ranks))
         while waiting:
             ready, _, _ = select.select(list(waiting.values()), [], [])
             for position in [position for position, calls in waiting.items() if calls in ready]:
                 self._answers([position], None)  # the first failure ends it: the others may wait for this rank for ever
                 del waiting[position]
+
+    def _forget_names(self) -> None:
+        """Take the names off the memory that ranks on a CPU share: they have it by now, and killed ones would leave it."""
+        for name in _SHARED_MEMORY.glob(f"{Path(self._job.rendezvous).name}-*"):
+            name.unlink(missing_ok=True)
 
     def _tell_doing(self, what: str) -> None:
         self._report.tell(Doing(what))

@@ -95,6 +95,8 @@ def test_two_ranks_compute_what_one_does(pool: Controller) -> None:
     made = pool.create("both", tensor_parallel_size=2)
     assert made["assigned_ranks"] == [0, 1]
     assert pool.complete(made["api_url"]) == alone
+    (meeting,) = pool.sockets().glob("*/meet-*")
+    assert list(Path("/dev/shm").glob(f"{meeting.name}-*")) == []
     pool.delete("both")
     engines = [pool.create(name) for name in ("left", "right")]
     assert [pool.complete(each["api_url"]) for each in engines] == [alone, alone]
