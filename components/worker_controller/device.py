@@ -33,13 +33,13 @@ class Device:
         """Return the memory in use: of the whole GPU, or of this process without files.
 
         On a CPU, pages shared with the warm server count, so that one that is only copied, because something was written to
-        it, is no memory that somebody kept.
+        it, is no memory that somebody kept; so does memory shared among ranks, of which vLLM gives back none before the end.
         """
         if self._on_gpu:
             free, total = torch.cuda.mem_get_info(self._rank)
             return int(total - free)
-        status = Path("/proc/self/status").read_text()
-        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:"))
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
 
     def give_back(self) -> None:
         """Return what is free to the device and to the system."""
