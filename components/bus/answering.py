@@ -75,7 +75,13 @@ class Answering:
         await self._client.subscribe(subject, cb=deliver, pending_msgs_limit=-1, pending_bytes_limit=-1)
 
     async def serve(
-        self, subject: str, kind: type[M], answer: Callable[[M], Awaitable[Message | None]], queue: str = ""
+        self,
+        subject: str,
+        kind: type[M],
+        answer: Callable[[M], Awaitable[Message | None]],
+        queue: str = "",
+        *,
+        only_refusals: bool = False,
     ) -> None:
         """Answer requests of type `kind` on `subject`; a `PenstockError` from `answer` becomes the reply.
 
@@ -86,12 +92,13 @@ class Answering:
             kind: of the requests.
             answer: makes the reply.
             queue: of all that serve the subject under this name, one gets each request.
+            only_refusals: what `answer` returns is not sent; see `Bus.submit`.
         """
 
         async def deliver(msg: Msg) -> None:
             reply = await self._answer(msg.data, kind, answer)
             try:
-                if msg.reply:
+                if msg.reply and (reply.headers or not only_refusals):
                     await self._client.publish(msg.reply, reply.data, headers=reply.headers)
             except NatsError as error:
                 log.warning("lost an answer", extra={"subject": subject, "error": str(error)})

@@ -12,13 +12,14 @@ from typing import TypeVar, cast
 import msgspec
 import nats
 from nats.aio.client import Client
-from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError
 from nats.errors import TimeoutError as NatsTimeoutError
 
 from components.bus.answering import ERROR_HEADER, Answering
+from components.bus.gathering import gather
 from components.bus.options import connection_options
+from components.bus.refusals import Refusals
 from components.graph.schema import Nats
 from components.telemetry.logs import trail
 from components.wire.errors import ErrorReply, InvalidRequestError, from_reply
@@ -58,6 +59,7 @@ class Bus:
         self.failure = ""
         self._client = client
         self._answering = Answering(client, self._on_exception)
+        self._refusals = Refusals(client)
         self._reconnected: list[Callable[[], Awaitable[None]]] = []
         self._failed = asyncio.Event()
         self._open = False
@@ -158,10 +160,7 @@ class Bus:
         """
         if subject in self._answering.here:
             return cast("M", await self._answering.answer(subject, message))
-        try:
-            data = self.encode(message)
-        except TooLongError as error:
-            raise InvalidRequestError(f"the request is too long: {error}") from None
+        data = self._encode_request(message)
         try:
             reply = await self._client.request(subject, data, timeout=timeout_s)
             if reply.headers and ERROR_HEADER in reply.headers:
@@ -176,6 +175,25 @@ class Bus:
         except NatsError as error:
             raise BusError(f"cannot ask on {subject}: {error}") from error
 
+    async def submit(self, subject: str, message: Message, refused: Callable[[Exception], None]) -> Callable[[], None]:
+        """Send a request of which only a refusal is answered: `refused` is called then, with what `request` would raise.
+
+        Returns:
+            Call it when no refusal is waited for any more.
+
+        Raises:
+            InvalidRequestError: the message is longer than the server takes.
+            BusError: the connection is closed, or its buffer is full.
+        """
+
+        def tell(error: Exception) -> None:
+            refused(NoListenerError(f"nobody listens on {subject}") if isinstance(error, NoRespondersError) else error)
+
+        try:
+            return await self._refusals.submit(subject, self._encode_request(message), tell)
+        except NatsError as error:
+            raise BusError(f"cannot ask on {subject}: {error}") from error
+
     async def gather(self, subject: str, message: Message, kind: type[M], wait_s: float, expected: int) -> list[M]:
         """Send `message` to all who listen, and return the answers that come within `wait_s` seconds.
 
@@ -186,31 +204,23 @@ class Bus:
             wait_s: longest wait.
             expected: stop early when so many have answered.
         """
-        inbox = self._client.new_inbox()
-        replies: list[M] = []
-        subscription = await self._client.subscribe(inbox)
-        try:
-            await self._client.publish(subject, self.encode(message), reply=inbox)
-            async with asyncio.timeout(wait_s):
-                while len(replies) < expected:
-                    reply = await subscription.next_msg(timeout=wait_s)
-                    if (decoded := self._answering.decode(reply.data, kind, subject)) is not None:
-                        replies.append(decoded)
-        except (TimeoutError, NatsError):
-            log.debug("gathered what came in time", extra={"subject": subject, "replies": len(replies)})
-        finally:
-            await self._unsubscribe(subscription)
-        return replies
+        return await gather(self._client, self._answering, subject, self.encode(message), kind, wait_s, expected)
 
     async def subscribe(self, subject: str, kind: type[M], callback: Callable[[M], Awaitable[None]]) -> None:
         """Call `callback` for every message of type `kind` on `subject`, one after the other, in order."""
         await self._answering.subscribe(subject, kind, callback)
 
     async def serve(
-        self, subject: str, kind: type[M], answer: Callable[[M], Awaitable[Message | None]], queue: str = ""
+        self,
+        subject: str,
+        kind: type[M],
+        answer: Callable[[M], Awaitable[Message | None]],
+        queue: str = "",
+        *,
+        only_refusals: bool = False,
     ) -> None:
         """Answer requests of type `kind` on `subject`; see `Answering.serve`."""
-        await self._answering.serve(subject, kind, answer, queue)
+        await self._answering.serve(subject, kind, answer, queue, only_refusals=only_refusals)
 
     async def offer(
         self, service: str, queue: str, subject: str, kind: type[M], answer: Callable[[M], Awaitable[Message | None]]
@@ -253,11 +263,11 @@ class Bus:
             raise TooLongError(f"{len(data)} bytes on the wire, of which the NATS server takes {self.max_payload_bytes}")
         return data
 
-    async def _unsubscribe(self, subscription: Subscription) -> None:
+    def _encode_request(self, message: Message) -> bytes:
         try:
-            await subscription.unsubscribe()
-        except NatsError:
-            log.debug("unsubscribed while disconnected")
+            return self.encode(message)
+        except TooLongError as error:
+            raise InvalidRequestError(f"the request is too long: {error}") from None
 
     async def _on_error(self, error: Exception) -> None:
         log.warning("NATS reports an error", extra={"error": str(error) or type(error).__name__})

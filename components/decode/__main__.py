@@ -35,6 +35,7 @@ async def _open(engine: Engine, info: EngineInfo, process: Process) -> DecodeSer
     service = DecodeService(member.name, graph.model_name, engine, info, outbox, tasks, remote, store)
     service.count_in(member.registry)
     tasks.create_task(outbox.run())
+    tasks.create_task(outbox.acknowledge())
     tasks.create_task(outbox.keep_alive())
     await service.listen(process.bus, process.subjects)
     return service

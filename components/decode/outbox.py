@@ -3,6 +3,8 @@
 What comes after a pause leaves at once; only what follows within a millisecond is gathered: nothing beside the step of an
 engine, and a message less for each token of a fast one. Where they do not fit one message, it sends as many as it takes.
 
+That a request was taken in, its first tokens tell; where they are slow to come, an empty delta does.
+
 Knows nothing of engines. A message lost on the way leaves a gap in the numbers, which the processor notices and repairs.
 """
 
@@ -23,6 +25,8 @@ KEEPALIVE_INTERVAL_S = 1.0
 REPEAT_FOR_S = 10.0
 GATHER_S = 0.001
 """What is added so soon after a batch waits for the next one."""
+ACKNOWLEDGE_S = 0.02
+"""First tokens that take longer are announced by an empty delta."""
 
 _FRAME_BYTES = 256
 """What a batch takes beside its deltas and names, amply."""
@@ -33,6 +37,7 @@ class _Stream:
     """What goes to one processor."""
 
     deltas: list[TokenDelta] = field(default_factory=list)
+    owed: set[str] = field(default_factory=set)  # requests of which nothing has been said
     seq: int = -1
     used_at_s: float = 0.0
 
@@ -47,12 +52,25 @@ class Outbox:
         self._incarnation = incarnation
         self._streams: dict[str, _Stream] = {}
         self._filled = asyncio.Event()
+        self._owing = asyncio.Event()
         self._sending = asyncio.Lock()  # numbers leave in order
 
     def add(self, processor: str, delta: TokenDelta) -> None:
         """Put `delta` into the next batch for `processor`."""
-        self._streams.setdefault(processor, _Stream()).deltas.append(delta)
+        stream = self._streams.setdefault(processor, _Stream())
+        stream.owed.discard(delta.request_id)
+        stream.deltas.append(delta)
         self._filled.set()
+
+    def owe(self, processor: str, request_id: str) -> None:
+        """Let `processor` hear soon that a request was taken in, if not by its first tokens."""
+        self._streams.setdefault(processor, _Stream()).owed.add(request_id)
+        self._owing.set()
+
+    def forgive(self, processor: str, request_id: str) -> None:
+        """Say nothing of a request that has ended, if nothing has been said."""
+        if stream := self._streams.get(processor):
+            stream.owed.discard(request_id)
 
     async def run(self) -> None:
         """Send whatever was added during each turn of the event loop, and what follows at once together; for ever."""
@@ -60,6 +78,16 @@ class Outbox:
             await self._filled.wait()
             await self.flush()
             await asyncio.sleep(GATHER_S)
+
+    async def acknowledge(self) -> None:
+        """Say of requests whose tokens are slow to come that they were taken in; for ever."""
+        while True:
+            await self._owing.wait()
+            self._owing.clear()
+            await asyncio.sleep(ACKNOWLEDGE_S)
+            for processor, stream in self._streams.items():
+                for request_id in sorted(stream.owed):
+                    self.add(processor, TokenDelta(request_id, 0))
 
     async def flush(self) -> None:
         """Send everything added so far."""

@@ -27,7 +27,7 @@ from components.wire.errors import (
     PenstockError,
     WorkerLostError,
 )
-from components.wire.messages import Accepted, Cancel, GenerateRequest, TokenDelta
+from components.wire.messages import Cancel, GenerateRequest, TokenDelta
 from components.wire.process import WorkerStatus
 from components.wire.subjects import Subjects
 
@@ -83,7 +83,7 @@ class DecodeService:
 
     async def listen(self, bus: Bus, subjects: Subjects) -> None:
         """From now on take requests and cancellations."""
-        await bus.serve(subjects.generate(self._name), GenerateRequest, self.accept)
+        await bus.serve(subjects.generate(self._name), GenerateRequest, self.accept, only_refusals=True)
         await bus.subscribe(subjects.cancel(self._name), Cancel, self.cancel)
         await bus.flush()
 
@@ -103,7 +103,7 @@ class DecodeService:
             store=self._store,
         )
 
-    async def accept(self, request: GenerateRequest) -> Accepted:
+    async def accept(self, request: GenerateRequest) -> None:
         """Start `request`; its tokens go to the outbox.
 
         Raises:
@@ -122,8 +122,12 @@ class DecodeService:
             raise CancelledError("cancelled before it came")
         task = self._tasks.create_task(self._run(request))
         self._running[request.request_id] = task
-        task.add_done_callback(lambda _: self._running.pop(request.request_id, None))
-        return Accepted(self._name)
+        self._outbox.owe(request.processor, request.request_id)
+        task.add_done_callback(lambda _: self._ended(request))
+
+    def _ended(self, request: GenerateRequest) -> None:
+        self._running.pop(request.request_id, None)
+        self._outbox.forgive(request.processor, request.request_id)
 
     async def cancel(self, cancel: Cancel) -> None:
         """Stop generating; ids not seen yet are refused when they come."""

@@ -5,7 +5,7 @@ whose tokens are lost, late or orphaned gets a last delta with the error WORKER_
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from components.processor.fleet import Worker
 from components.wire.errors import ErrorCode, ErrorReply
@@ -49,6 +49,8 @@ class Attempt:
         suspect_s: since when a batch is missing that may have held tokens of it.
         lost: given up; nothing more is delivered.
         died: its worker's process is gone, perhaps because of it.
+        settled: set when the worker has said a word of it, has refused it, or was lost.
+        refusal: why the worker does not take it.
     """
 
     request_id: str
@@ -61,6 +63,14 @@ class Attempt:
     suspect_s: float | None = None
     lost: bool = False
     died: bool = False
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    refusal: Exception | None = None
+
+    def settle(self, refusal: Exception | None = None) -> None:
+        """Note that the worker has it, or why not; only the first word counts."""
+        if not self.settled.is_set():
+            self.refusal = refusal
+            self.settled.set()
 
 
 @dataclass(frozen=True)
@@ -111,9 +121,11 @@ class Streams:
             else:
                 attempt.tokens += len(delta.token_ids)
                 attempt.heard_s, attempt.suspect_s = now_s, None
+                attempt.settle()
                 if delta.finish_reason is not None or delta.error is not None:
                     del self._attempts[delta.request_id]
-                attempt.inbox.put(attempt, delta)
+                if delta.token_ids or delta != TokenDelta(delta.request_id, delta.offset):  # else it only acknowledges
+                    attempt.inbox.put(attempt, delta)
         if missed:
             self._suspect(batch, now_s)
 
@@ -154,4 +166,5 @@ class Streams:
             return
         attempt.lost = True
         error = ErrorReply(ErrorCode.WORKER_LOST, f"worker {attempt.worker.name} was lost: {why}")
+        attempt.settle()  # its end waits in the inbox
         attempt.inbox.put(attempt, TokenDelta(attempt.request_id, attempt.tokens, error=error))

@@ -9,13 +9,13 @@ import time
 
 import msgspec
 
-from components.bus.client import Bus, BusError, NoListenerError
+from components.bus.client import Bus, BusError, NoListenerError, NoReplyError
 from components.bus.member import Nothing
 from components.processor.fleet import Fleet, Worker
 from components.processor.streams import Attempt, Inbox, Streams
 from components.wire.errors import CancelledError as WorkerCancelledError
 from components.wire.errors import NoWorkerError, OverloadedError, WorkerLostError
-from components.wire.messages import Accepted, Cancel, GenerateRequest, TokenBatch
+from components.wire.messages import Cancel, GenerateRequest, TokenBatch
 from components.wire.process import ProcessStatus
 from components.wire.subjects import Subjects
 
@@ -133,18 +133,36 @@ class Workers:
         attempt = Attempt(request.request_id, sequence, worker, inbox, time.monotonic())
         self._streams.open(attempt)
         worker.inflight += 1
-        accepted = False
+        taken = False
         try:
-            await self._bus.request(self._subjects.generate(worker.name), request, Accepted, _ACCEPT_TIMEOUT_S)
-            accepted = True
+            await self._submit(request, attempt)
+            taken = True
         except NoListenerError:
             self._fleet.remove(worker)
         except _TRY_ANOTHER as error:
             log.warning("a worker does not take a request", extra={"worker": worker.name, "error": str(error)})
         finally:
-            if not accepted:
+            if not taken:
                 self.release(attempt)
-        return attempt if accepted else None
+        return attempt if taken else None
+
+    async def _submit(self, request: GenerateRequest, attempt: Attempt) -> None:
+        """Send `request`, and wait until its worker has said a word of it.
+
+        Raises:
+            PenstockError, NoListenerError: that it does not take it.
+            NoReplyError: nothing for too long.
+        """
+        forget = await self._bus.submit(self._subjects.generate(attempt.worker.name), request, attempt.settle)
+        try:
+            async with asyncio.timeout(_ACCEPT_TIMEOUT_S):
+                await attempt.settled.wait()
+        except TimeoutError:
+            raise NoReplyError(f"no word of it within {_ACCEPT_TIMEOUT_S:g} s") from None
+        finally:
+            forget()
+        if attempt.refusal is not None:
+            raise attempt.refusal
 
     def _cancel(self, worker: str, request_ids: list[str]) -> None:
         self._cancels.setdefault(worker, []).extend(request_ids)

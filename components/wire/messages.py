@@ -121,12 +121,6 @@ class GenerateRequest(Message, frozen=True):
     trace: str = ""
 
 
-class Accepted(Message, frozen=True):
-    """The worker took the request; its tokens follow as `TokenBatch`."""
-
-    worker: str
-
-
 class Cancel(Message, frozen=True):
     """Stop generating these; nobody reads them any more."""
 

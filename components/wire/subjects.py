@@ -37,7 +37,7 @@ class Subjects:
         self._prefix = f"{ROOT}.{token(graph)}"
 
     def generate(self, worker: str) -> str:
-        """`GenerateRequest` to one worker; answered by `Accepted` or `ErrorReply`."""
+        """`GenerateRequest` to one worker; a refusal is answered by `ErrorReply`, else the tokens are the answer."""
         return f"{self._prefix}.generate.{token(worker)}"
 
     def cancel(self, worker: str) -> str:

@@ -14,9 +14,10 @@ from components.bus.member import Member, Nothing
 from components.bus.server import NatsServerPlan
 from components.graph.schema import Nats
 from components.wire.errors import ErrorCode, InvalidRequestError, OverloadedError, PenstockError
-from components.wire.messages import Accepted, Cancel, Message
+from components.wire.messages import Cancel, Message
 from components.wire.process import MetricsReply, ProcessState, ProcessStatus
 from components.wire.subjects import Subjects
+from tests.support.answers import Answered
 from tests.support.nats import nats_server
 
 
@@ -27,13 +28,13 @@ async def test_request_and_reply(tmp_path: Path) -> None:
         async def answer(cancel: Cancel) -> Message:
             if not cancel.request_ids:
                 raise OverloadedError("too many", param="n", retry_after_s=2.0)
-            return Accepted(cancel.request_ids[0])
+            return Answered(cancel.request_ids[0])
 
         await answers.serve("ask", Cancel, answer)
         await answers.flush()
-        assert await asks.request("ask", Cancel(["a"]), Accepted, 1) == Accepted("a")
+        assert await asks.request("ask", Cancel(["a"]), Answered, 1) == Answered("a")
         with pytest.raises(OverloadedError, match="too many") as error:
-            await asks.request("ask", Cancel([]), Accepted, 1)
+            await asks.request("ask", Cancel([]), Answered, 1)
         assert (error.value.param, error.value.retry_after_s) == ("n", 2.0)
 
 
@@ -41,7 +42,7 @@ async def test_nobody_there_and_nobody_answering_are_told_apart(tmp_path: Path) 
     """No listener is known at once, a silent one only after the wait."""
     async with nats_server(tmp_path) as nats, _two(nats) as (asks, answers):
         with pytest.raises(NoListenerError):
-            await asks.request("nobody", Cancel([]), Accepted, 30)
+            await asks.request("nobody", Cancel([]), Answered, 30)
 
         async def sleep(_: Cancel) -> None:
             await asyncio.sleep(10)
@@ -49,7 +50,7 @@ async def test_nobody_there_and_nobody_answering_are_told_apart(tmp_path: Path) 
         await answers.serve("silent", Cancel, sleep)
         await answers.flush()
         with pytest.raises(NoReplyError):
-            await asks.request("silent", Cancel([]), Accepted, 0.1)
+            await asks.request("silent", Cancel([]), Answered, 0.1)
 
 
 async def test_undecodable_messages_are_counted_and_dropped(tmp_path: Path) -> None:
@@ -63,10 +64,10 @@ async def test_undecodable_messages_are_counted_and_dropped(tmp_path: Path) -> N
         await gets.subscribe("listen", Cancel, hear)
         await gets.serve("ask", Cancel, _accept)
         await gets.flush()
-        await sends.publish("listen", Accepted("no cancel"))
+        await sends.publish("listen", Answered("no cancel"))
         await sends.publish("listen", Cancel(["yes"]))
         with pytest.raises(InvalidRequestError, match="undecodable Cancel"):
-            await sends.request("ask", Accepted("no cancel"), Accepted, 1)
+            await sends.request("ask", Answered("no cancel"), Answered, 1)
         async with asyncio.timeout(5):
             while not heard:  # subscriptions do not wait for one another
                 await asyncio.sleep(0.01)
@@ -81,15 +82,15 @@ async def test_too_long_a_message_is_refused_before_it_is_sent(tmp_path: Path) -
         with pytest.raises(TooLongError, match=str(bus.max_payload_bytes)):
             await bus.publish("x", too_long)
         with pytest.raises(InvalidRequestError, match=str(bus.max_payload_bytes)):
-            await bus.request("x", too_long, Accepted, 1)
+            await bus.request("x", too_long, Answered, 1)
 
-        async def answer(_: Cancel) -> Accepted:
-            return Accepted("a" * bus.max_payload_bytes)
+        async def answer(_: Cancel) -> Answered:
+            return Answered("a" * bus.max_payload_bytes)
 
         await other.serve("long", Cancel, answer)
         await other.flush()
         with pytest.raises(PenstockError, match="the answer takes"):
-            await bus.request("long", Cancel([]), Accepted, 1)
+            await bus.request("long", Cancel([]), Answered, 1)
         assert not other.failure
 
 
@@ -108,7 +109,7 @@ async def test_a_bug_in_a_callback_is_the_end_of_the_bus(tmp_path: Path, caplog:
             assert not bus.failure
         for subject in ("ask", "offered"):
             with pytest.raises(PenstockError, match="failed to answer") as error:
-                await asks.request(subject, Cancel(["secret"]), Accepted, 1)
+                await asks.request(subject, Cancel(["secret"]), Answered, 1)
             assert error.value.code is ErrorCode.INTERNAL
         await asks.publish("hear", Cancel(["secret"]))
         reason = await asyncio.wait_for(hears.failed(), 2)
@@ -130,26 +131,26 @@ async def test_what_a_process_offers_it_asks_without_a_message(tmp_path: Path, c
                 raise OverloadedError("too many", retry_after_s=2.0)
             if cancel.request_ids == ["secret"]:
                 raise IndexError(cancel.request_ids)
-            return Accepted("here")
+            return Answered("here")
 
         async def answer_there(_: Cancel) -> Message:
-            return Accepted("there")
+            return Answered("there")
 
         await there.offer("service", "queue", "offered", Cancel, answer_there)
         stop = await here.offer("service", "queue", "offered", Cancel, answer)
         await there.flush()
         message = Cancel(["a"])
         for _ in range(20):
-            assert await here.request("offered", message, Accepted, 1) == Accepted("here")
+            assert await here.request("offered", message, Answered, 1) == Answered("here")
         assert all(each is message for each in asked)
         with pytest.raises(OverloadedError, match="too many"):
-            await here.request("offered", Cancel([]), Accepted, 1)
+            await here.request("offered", Cancel([]), Answered, 1)
         with pytest.raises(PenstockError, match="failed to answer") as error:
-            await here.request("offered", Cancel(["secret"]), Accepted, 1)
+            await here.request("offered", Cancel(["secret"]), Answered, 1)
         assert error.value.code is ErrorCode.INTERNAL
         assert "secret" not in str([record.__dict__ for record in caplog.records])
         await stop()
-        assert await here.request("offered", message, Accepted, 1) == Accepted("there")
+        assert await here.request("offered", message, Answered, 1) == Answered("there")
         assert not here.failure
 
 
@@ -207,8 +208,8 @@ async def test_gather_returns_what_comes_in_time(tmp_path: Path) -> None:
         await other.serve("all", Cancel, _accept)
         await one.flush()
         await other.flush()
-        assert len(await one.gather("all", Cancel([]), Accepted, wait_s=5, expected=2)) == 2
-        assert len(await one.gather("all", Cancel([]), Accepted, wait_s=0.2, expected=3)) == 2
+        assert len(await one.gather("all", Cancel([]), Answered, wait_s=5, expected=2)) == 2
+        assert len(await one.gather("all", Cancel([]), Answered, wait_s=0.2, expected=3)) == 2
 
 
 async def test_a_restarted_server_is_found_again(tmp_path: Path) -> None:
@@ -236,7 +237,7 @@ async def test_a_restarted_server_is_found_again(tmp_path: Path) -> None:
             await back.wait()
             while True:
                 try:
-                    assert await asks.request("ask", Cancel([]), Accepted, 1) == Accepted("w")
+                    assert await asks.request("ask", Cancel([]), Answered, 1) == Answered("w")
                     break
                 except BusError:
                     await asyncio.sleep(0.05)
@@ -280,8 +281,8 @@ async def test_a_member_tells_its_status_and_metrics(tmp_path: Path) -> None:
             running.cancel()
 
 
-async def _accept(_: Cancel) -> Accepted:
-    return Accepted("w")
+async def _accept(_: Cancel) -> Answered:
+    return Answered("w")
 
 
 async def _start_stub(nats: Nats, folder: Path, behaviour: str) -> asyncio.subprocess.Process:

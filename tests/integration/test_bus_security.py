@@ -14,7 +14,8 @@ import pytest
 from components.bus.client import Bus, BusError
 from components.bus.server import find_nats_server
 from components.graph.schema import Nats
-from components.wire.messages import Accepted, Cancel
+from components.wire.messages import Cancel
+from tests.support.answers import Answered
 
 
 @asynccontextmanager
@@ -92,9 +93,9 @@ async def _speak(nats: Nats) -> None:
     """Ask and answer once."""
     bus = await Bus.connect(nats, "x", wait_s=5)
 
-    async def answer(_: Cancel) -> Accepted:
-        return Accepted("w")
+    async def answer(_: Cancel) -> Answered:
+        return Answered("w")
 
     await bus.serve("ask", Cancel, answer)
-    assert await bus.request("ask", Cancel([]), Accepted, 1) == Accepted("w")
+    assert await bus.request("ask", Cancel([]), Answered, 1) == Answered("w")
     await bus.close()

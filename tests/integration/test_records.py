@@ -6,8 +6,9 @@ import pytest
 
 from components.bus.client import Bus, BusError, TooLongError
 from components.bus.records import Keeping, Objects, Records
-from components.wire.messages import Accepted, Cancel
+from components.wire.messages import Cancel
 from components.wire.subjects import Subjects
+from tests.support.answers import Answered
 from tests.support.nats import RestartableNats, nats_server
 
 KEEPING = Keeping(3600, 1024**3)
@@ -30,7 +31,7 @@ async def test_a_record_is_written_once(tmp_path: Path) -> None:
         assert await records.delete("a.b/c")
         assert not await records.delete("a.b/c")
         assert await records.create("a.b/c", Cancel(["3"]))
-        others = await Records.open(bus, Subjects("g"), "things", Accepted, KEEPING)
+        others = await Records.open(bus, Subjects("g"), "things", Answered, KEEPING)
         with pytest.raises(BusError, match="cannot be read"):
             await others.get("n1")
         with pytest.raises(TooLongError):

@@ -14,8 +14,9 @@ from components.bus.jetstream import JetStreamAwayError, QueueFullError
 from components.bus.queue_state import QueueState
 from components.bus.work_queue import QueueLimits, WorkQueue
 from components.graph.schema import Nats
-from components.wire.messages import Accepted, Cancel
+from components.wire.messages import Cancel
 from components.wire.subjects import Subjects
+from tests.support.answers import Answered
 from tests.support.nats import RestartableNats, nats_server
 
 QUICK = QueueLimits(lease_s=1.0, max_deliver=2)
@@ -134,7 +135,7 @@ async def test_what_is_taken_too_often_is_buried_and_can_be_redriven(tmp_path: P
 async def test_a_stranger_s_message_is_buried_not_delivered(tmp_path: Path) -> None:
     """It keeps nobody's job waiting, and can be looked at."""
     async with nats_server(tmp_path) as nats, _queue(nats) as queue, _bus(nats) as bus:
-        await bus.publish(Subjects("g").queued("test", "all", "x"), Accepted("no cancel"))
+        await bus.publish(Subjects("g").queued("test", "all", "x"), Answered("no cancel"))
         await bus.flush()
         await queue.put(Cancel([]), "job-1")
         [delivery] = await queue.take(4, 10)

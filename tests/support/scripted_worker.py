@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from components.bus.client import Bus
-from components.wire.messages import Accepted, Cancel, FinishReason, GenerateRequest, TokenBatch, TokenDelta
+from components.wire.messages import Cancel, FinishReason, GenerateRequest, TokenBatch, TokenDelta
 from components.wire.process import ProcessState, ProcessStatus, WorkerLoad, WorkerStatus
 from components.wire.subjects import Subjects
 
@@ -45,7 +45,7 @@ class ScriptedWorker:
     async def start(self, listen: bool = True) -> "ScriptedWorker":
         """Listen for requests, and tell the status from now on."""
         if listen:
-            await self.bus.serve(self.subjects.generate(self.name), GenerateRequest, self._accept)
+            await self.bus.serve(self.subjects.generate(self.name), GenerateRequest, self._accept, only_refusals=True)
             await self.bus.subscribe(self.subjects.cancel(self.name), Cancel, self._cancel)
         self.telling = asyncio.create_task(self._tell_for_ever())
         return self
@@ -94,16 +94,16 @@ class ScriptedWorker:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def _accept(self, request: GenerateRequest) -> Accepted:
+    async def _accept(self, request: GenerateRequest) -> None:
         self.requests.append(request)
         if self.refuse is not None:
             raise self.refuse
         task = asyncio.create_task(self._run(request))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
-        return Accepted(self.name)
 
     async def _run(self, request: GenerateRequest) -> None:
+        await self.send(request)  # it has it
         await self.script(self, request)
 
     async def _cancel(self, cancel: Cancel) -> None:

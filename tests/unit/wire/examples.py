@@ -4,7 +4,6 @@ from components.wire.errors import ErrorCode, ErrorReply
 from components.wire.jobs import FenceKey, Job, JobRecord, JobStatus
 from components.wire.kv import ChunksChanged, KvBatch, KvCleared, KvRemoved, KvStored, SnapshotChunk, SnapshotRequest, Tier
 from components.wire.messages import (
-    Accepted,
     Cancel,
     FinishReason,
     GenerateRequest,
@@ -100,7 +99,6 @@ _CANDIDATE = RouteCandidate(
 _JOB = Job("job-1", "default", 1790000000.5, b'{"messages": []}', "payload-job-1-a1b2")
 
 EXAMPLES: dict[str, Message | ErrorReply] = {
-    "Accepted": Accepted("decode-0"),
     "Cancel": Cancel(["r-0-0", "r-1-0"]),
     "Control": Control(ControlVerb.DRAIN),
     "FenceKey": FenceKey(b"\x00\xff"),

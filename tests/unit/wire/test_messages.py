@@ -8,7 +8,6 @@ import pytest
 
 from components.wire.errors import HTTP_STATUS, ErrorCode, ErrorReply, PenstockError, from_reply
 from components.wire.messages import (
-    Accepted,
     Cancel,
     Message,
     TokenBatch,
@@ -16,6 +15,7 @@ from components.wire.messages import (
     decode,
     encode,
 )
+from tests.support.answers import Answered
 from tests.unit.wire.examples import EXAMPLES
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -60,7 +60,7 @@ def test_every_message_is_an_example_or_part_of_one() -> None:
 
 def test_garbage_is_refused() -> None:
     """Bytes that are no message raise DecodeError, not something else."""
-    for garbage in (b"", b"\xc1", b"\x80", b"not msgpack", encode(Accepted("w"))[:-1]):
+    for garbage in (b"", b"\xc1", b"\x80", b"not msgpack", encode(Answered("w"))[:-1]):
         with pytest.raises(msgspec.DecodeError):
             decode(garbage, Cancel)
 
