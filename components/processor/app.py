@@ -5,7 +5,7 @@ Knows HTTP and aiohttp. What a request means is the pipeline's business.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
 from aiohttp import web
@@ -17,7 +17,7 @@ from components.graph.schema import Http
 from components.http.edge import API_KEY, JSON, RECEIVED_S, REQUEST_ID, Edge, Limits, Stream
 from components.processor.fleet import Fleet
 from components.processor.metrics import Metrics
-from components.processor.pipeline import Answering, Caller, Part, Pipeline
+from components.processor.pipeline import Answering, Caller, Pipeline
 from components.processor.responses import Model, encode, error_event, models_body
 from components.processor.routing import route_headers
 from components.processor.tokens_answer import detokenize_answer, tokenize_answer
@@ -84,16 +84,16 @@ class App:
         with self._metrics.admit(self._http.max_inflight_requests, request[RECEIVED_S]) as clock:
             caller = Caller(await self._edge.read(request), request[REQUEST_ID], request[API_KEY], clock, session)
             async with answer(caller) as answering:
-                headers = {"x-penstock-worker": ",".join(answering.workers)} | route_headers(answering.routes)
                 if answering.plan.stream:
-                    return await self._stream(request, answering.parts, headers)
+                    return await self._stream(request, answering)
                 body = b"".join([part.data async for part in answering.parts])
-                return web.Response(body=body, content_type=JSON, headers=headers)
+                return web.Response(body=body, content_type=JSON, headers=_headers(answering))
 
-    async def _stream(self, request: web.Request, parts: AsyncIterator[Part], headers: dict[str, str]) -> web.StreamResponse:
-        """Send `parts` as they come. An error before the first of them still gets a status; later it is the last event."""
+    async def _stream(self, request: web.Request, answering: Answering) -> web.StreamResponse:
+        """Send parts as they come. An error before the first of them still gets a status; later it is the last event."""
+        parts = answering.parts
         first = await anext(parts)
-        response = Stream(headers=_SSE | headers)
+        response = Stream(headers=_SSE | _headers(answering))
         await response.prepare(request)
         try:
             await self._edge.write(request, response, first.data, last=first.last)
@@ -141,6 +141,12 @@ class App:
             replies.append(self._member.metrics())
         body = await asyncio.to_thread(render, sorted(replies, key=lambda reply: reply.process))
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
+
+
+def _headers(answering: Answering) -> dict[str, str]:
+    """Return what tells the client who answers and how that was chosen."""
+    generation = answering.generation
+    return {"x-penstock-worker": ",".join(generation.workers)} | route_headers(generation.routes)
 
 
 def _session(request: web.Request) -> str | None:

@@ -62,7 +62,6 @@ class Generation:
 
     Attributes:
         sequences: one a choice and prompt, in the order of the answer.
-        workers: names of those that took part.
         replays: how often a sequence was moved.
     """
 
@@ -96,9 +95,13 @@ class Generation:
             for index, (prompt, choice) in enumerate(choices)
         ]
         self._tokens_seen = plan.stream and (plan.token_ids or plan.settings.logprobs is not None)
-        self.workers: list[str] = []
         self.replays = 0
         self._routes: dict[int, RouteReply | None] = {}
+
+    @property
+    def workers(self) -> list[str]:
+        """Names of the workers that have the sequences, or had them last."""
+        return list(dict.fromkeys(sequence.worker for sequence in self.sequences if sequence.worker))
 
     @property
     def routes(self) -> list[RouteReply | None]:
@@ -231,8 +234,7 @@ class Generation:
         if booking is not None and booking.reply.chosen.worker != attempt.worker.name:
             self._end_booking(sequence)
             self._routes[sequence.index - sequence.index % self._plan.n] = None
-        if attempt.worker.name not in self.workers:
-            self.workers.append(attempt.worker.name)
+        sequence.worker = attempt.worker.name
 
     async def _recover(self, sequence: Sequence, attempt: Attempt, error: ErrorReply) -> list[Piece]:
         """Go on with `sequence` on another worker; returns its end when only that was missing."""

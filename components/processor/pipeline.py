@@ -31,7 +31,7 @@ from components.processor.sampling import Limits
 from components.processor.workers import Workers
 from components.wire.block_hash import block_hashes, root_hash
 from components.wire.errors import InvalidRequestError, NoWorkerError
-from components.wire.routing import RouteReply, Tokenized, TokenizeQuery
+from components.wire.routing import Tokenized, TokenizeQuery
 
 T = TypeVar("T")
 
@@ -78,14 +78,12 @@ class Answering:
 
     Attributes:
         plan: what was asked.
-        workers: who took it.
-        routes: what the router said of each prompt; see `Generation`.
+        generation: who is at it; known from the first part on.
         parts: bytes for the client: the events of a stream, or one whole answer.
     """
 
     plan: Plan
-    workers: list[str]
-    routes: list[RouteReply | None]
+    generation: Generation
     parts: AsyncIterator[Part]
 
 
@@ -206,7 +204,7 @@ class Pipeline:
         try:
             await deadline.within(generation.start())
             parts = self._parts(plan, answer, generation, caller.clock, deadline)
-            yield Answering(plan, generation.workers, generation.routes, parts)
+            yield Answering(plan, generation, parts)
         finally:
             generation.stop()
             self._metrics.moved(generation.replays)

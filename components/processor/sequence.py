@@ -34,6 +34,7 @@ class Sequence:
         replays: how often it was moved.
         deaths: how many workers' processes ended under it.
         tried: workers that lost it.
+        worker: the one that has it, or had it last.
         joint: how the output of the present worker joins what came before.
     """
 
@@ -51,6 +52,7 @@ class Sequence:
     replays: int = 0
     deaths: int = 0
     tried: set[str] = field(default_factory=set)
+    worker: str = ""
     joint: Joint | None = None
 
     def restart(self) -> None:
