@@ -154,6 +154,35 @@ async def test_what_a_process_offers_it_asks_without_a_message(tmp_path: Path, c
         assert not here.failure
 
 
+async def test_a_submitted_request_is_answered_only_when_it_is_refused(tmp_path: Path) -> None:
+    """By its service, or because nobody listens; once, and not after it was forgotten. What is too long is not sent."""
+    async with nats_server(tmp_path, max_payload_bytes=2048) as nats, _two(nats) as (asks, answers):
+        heard: list[Cancel] = []
+
+        async def answer(cancel: Cancel) -> Message | None:
+            heard.append(cancel)
+            if cancel.request_ids != ["good"]:
+                raise OverloadedError("too many", retry_after_s=2.0)
+            return Answered("w")
+
+        await answers.serve("work", Cancel, answer, only_refusals=True)
+        await answers.flush()
+        refusals: asyncio.Queue[Exception] = asyncio.Queue()
+        await asks.submit("work", Cancel(["good"]), refusals.put_nowait)
+        forget = await asks.submit("work", Cancel(["forgotten"]), refusals.put_nowait)
+        forget()
+        await asks.submit("work", Cancel(["bad"]), refusals.put_nowait)
+        refusal = await asyncio.wait_for(refusals.get(), 2)
+        assert isinstance(refusal, OverloadedError)
+        assert refusal.retry_after_s == 2.0
+        assert [cancel.request_ids for cancel in heard] == [["good"], ["forgotten"], ["bad"]]
+        await asks.submit("nobody", Cancel(["x"]), refusals.put_nowait)
+        assert isinstance(await asyncio.wait_for(refusals.get(), 2), NoListenerError)
+        with pytest.raises(InvalidRequestError, match="too long"):
+            await asks.submit("work", Cancel(["x" * 3000]), refusals.put_nowait)
+        assert refusals.empty()
+
+
 async def test_after_a_flush_the_server_knows_what_was_subscribed(tmp_path: Path) -> None:
     """What another connection sends from then on arrives."""
     async with nats_server(tmp_path) as nats, _two(nats) as (sends, hears):

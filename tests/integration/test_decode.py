@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from components.bus.client import Bus
-from components.decode.outbox import Outbox
+from components.decode.outbox import ACKNOWLEDGE_S, Outbox
 from components.decode.service import DecodeService
 from components.engine.protocol import EngineOutput
 from components.engine.sim import SimEngine
@@ -110,6 +110,27 @@ async def test_tokens_arrive_in_order_and_numbered(tmp_path: Path) -> None:
         assert deltas[0].cached_tokens == 0
         assert [batch.seq for batch in under_test.batches if batch.deltas] == list(range(len(under_test.batches)))
         assert {batch.incarnation for batch in under_test.batches} == {"life-1"}
+
+
+async def test_what_is_slow_to_begin_is_acknowledged_once(tmp_path: Path) -> None:
+    """An empty delta says that a request was taken in, unless tokens, a refusal or its end come first."""
+    async with worker(tmp_path) as under_test:
+        under_test.outbox.owe("p", "fast")
+        under_test.outbox.add("p", TokenDelta("fast", 0, [7]))
+        under_test.engine.freeze()
+        await under_test.ask("slow")
+        await under_test.ask("left")
+        await under_test.service.cancel(Cancel(["left"]))
+        assert under_test.deltas("slow") == [TokenDelta("slow")]
+        under_test.engine.thaw()
+        await under_test.end_of("slow")
+        assert all(delta.token_ids for delta in under_test.deltas("slow")[1:])
+        with pytest.raises(ModelNotFoundError):
+            await under_test.ask("other", model="other")
+        await asyncio.sleep(2 * ACKNOWLEDGE_S)
+        assert under_test.deltas("other") == []
+        assert under_test.deltas("fast") == [TokenDelta("fast", 0, [7])]
+        assert under_test.deltas("left") == [TokenDelta("left")]
 
 
 async def test_one_message_carries_the_tokens_of_many_requests(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from components.processor.fleet import Worker
 from components.processor.streams import Attempt, Inbox, Patience, Streams
-from components.wire.errors import ErrorCode
+from components.wire.errors import ErrorCode, NoWorkerError, OverloadedError
 from components.wire.messages import FinishReason, TokenBatch, TokenDelta
 from components.wire.process import WorkerStatus
 
@@ -51,6 +51,32 @@ async def test_deltas_reach_their_request_and_the_end_closes_it() -> None:
     assert not made.close(a)
     assert made.close(b)
     assert (len(made), made.gaps) == (0, 0)
+
+
+async def test_the_first_word_settles_an_attempt_and_an_empty_one_is_all_it_says() -> None:
+    """Tokens, an error and the worker's loss settle it likewise; a refusal that comes later counts no more."""
+    made, attempts = streams("empty", "tokens", "lost")
+    assert not any(attempt.settled.is_set() for attempt in attempts)
+    made.deliver(batch(0, TokenDelta("empty"), delta("tokens", 0)), 1.0)
+    assert [attempt.settled.is_set() for attempt in attempts] == [True, True, False]
+    made.deliver(batch(1, delta("empty", 0)), 1.0)
+    assert [d.token_ids for d in await taken(attempts[0])] == [[7]]
+    made.lose_worker(WORKER)
+    attempts[2].settle(OverloadedError("too late"))
+    assert attempts[2].settled.is_set()
+    assert attempts[2].refusal is None
+    assert lost(await taken(attempts[2])) == [True]
+
+
+async def test_a_refusal_settles_it_too() -> None:
+    """The first one."""
+    _, (attempt,) = streams("a")
+    refusal = OverloadedError("too many")
+    attempt.settle(refusal)
+    attempt.settle(NoWorkerError("it drains"))
+    attempt.settle()
+    assert attempt.settled.is_set()
+    assert attempt.refusal is refusal
 
 
 async def test_a_wrong_offset_loses_only_that_request() -> None:
