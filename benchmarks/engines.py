@@ -111,9 +111,14 @@ def first_token(url: str, model: str) -> None:
 
 
 class Pool:
-    """A running controller with one rank."""
+    """A running controller with one rank.
+
+    Attributes:
+        timeout_s: longest wait for an answer.
+    """
 
     def __init__(self, port: int, pid: int) -> None:
+        self.timeout_s = 900.0
         self._url = f"http://127.0.0.1:{port}"
         self._pid = pid
 
@@ -122,7 +127,7 @@ class Pool:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self._url + path, data, {"Content-Type": "application/json"}, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=900) as response:
+            with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
                 return json.load(response)
         except urllib.error.HTTPError as error:
             raise RuntimeError(error.read().decode()) from error

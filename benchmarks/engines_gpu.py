@@ -6,16 +6,15 @@ All in one run, in the order of `STEPS`, on an 8B-shaped Llama with random weigh
 takes a part of them. The caches of vLLM, Inductor and Triton are in a new folder, so the first engine finds them empty, and
 a cold server finds what the engines before it have compiled; ``--home FOLDER`` keeps them for another run. A step that may
 not end within the limit is left out and named; what was measured is written after every step. ``--stacks`` says what the
-processes did meanwhile. Without a GPU it tries itself out on the demo model.
+processes did during the step that is looked at. Without a GPU it tries itself out on the demo model.
 """
 
 import argparse
 import json
 import os
 import re
-import shutil
 import signal
-import subprocess
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,11 +25,12 @@ from typing import Any, NoReturn
 
 from benchmarks import model_8b, stacks
 from benchmarks.engines import Pool, cold, controller
-from benchmarks.report import machine, show, write_json
+from benchmarks.report import machine, nvidia_smi, show, write_json
 from benchmarks.servers import demo_engine
 from components.engine.devices import vllm_on_cpu
 from components.engine.vllm_args import ENVIRONMENT
 
+_LONGEST_S = 100.0  # a creation that hangs shall not take the time of the others
 _TELLING = re.compile(r"\b(took|takes|seconds|secs?|compil\w*|cache|GiB)\b", re.IGNORECASE)
 _ON_GPU = {"load_format": "dummy", "dtype": "bfloat16", "max_model_len": 8192, "gpu_memory_utilization": 0.85}
 
@@ -41,17 +41,30 @@ SLEEPY: dict[str, Any] = {**EAGER, "enable_sleep_mode": True}
 
 STEPS: tuple[tuple[str, str, dict[str, Any], float], ...] = (
     ("eager, first on the host", "create", EAGER, 45),
-    ("eager, again", "create", EAGER, 20),
-    ("vLLM's server, eager, first on the host", "cold", EAGER, 60),
-    ("vLLM's server, eager, again", "cold", EAGER, 35),
-    ("eager, asleep and awake", "sleep", SLEEPY, 35),
+    *(
+        step
+        for turn in "123"
+        for step in (
+            (f"vLLM's server, eager, again/{turn}", "cold", EAGER, 40),
+            (f"eager, again/{turn}", "create", EAGER, 15),
+        )
+    ),
+    ("eager, again/4", "create", EAGER, 15),
+    ("eager, asleep and awake", "sleep", SLEEPY, 40),
+    ("eager, looked at", "look", EAGER, 15),
     ("graphs, first", "create", GRAPHS, 60),
-    ("graphs, again", "create", GRAPHS, 40),
-    ("vLLM's server, graphs, same caches", "cold", GRAPHS, 45),
+    *(
+        step
+        for turn in "12"
+        for step in (
+            (f"vLLM's server, graphs, same caches/{turn}", "cold", GRAPHS, 50),
+            (f"graphs, again/{turn}", "create", GRAPHS, 40),
+        )
+    ),
     ("few graphs, first", "create", FEW_GRAPHS, 45),
     ("few graphs, again", "create", FEW_GRAPHS, 25),
 )
-"""Name, kind, arguments, and for how many seconds at most a step is expected to take."""
+"""Name, kind, arguments, and for how many seconds at most a step is expected to take; the number after a slash is a turn."""
 
 
 class Run:
@@ -66,12 +79,13 @@ class Run:
     def __init__(self, pool: Pool, model: str, arguments: dict[str, Any], logs: Path, folder: Path | None) -> None:
         self._pool, self._model, self._arguments, self._logs, self._folder = pool, model, arguments, logs, folder
 
-    def create(self, arguments: dict[str, Any]) -> dict[str, Any]:
+    def create(self, arguments: dict[str, Any], *, look: bool = False) -> dict[str, Any]:
         """Create an engine, ask it, delete it; returns seconds by phase, and what its rank holds before and after."""
         before = self._pool.free_rank()
         log_bytes = {file: file.stat().st_size for file in self._logs.glob("*.log")}
-        with stacks.watched(self._folder) if self._folder else nullcontext() as seen:
+        with stacks.watched(self._folder) if look and self._folder else nullcontext() as seen:
             phases = self._pool.create(self._model, {**self._arguments, **arguments})
+        loaded = used_gib()
         delete_s = self._pool.delete()
         began = time.perf_counter()
         after = self._pool.free_rank()
@@ -82,21 +96,28 @@ class Run:
             "free_again_s": delete_s + time.perf_counter() - began,
             "same_process": before["pid"] == after["pid"],
             "memory_gib": [round(rank["memory_bytes"] / 2**30, 3) for rank in (before, after)],
+            "gpu_used_gib": {"with the engine": loaded, "after": used_gib()},
             "log": list(self._telling(log_bytes)),
             **({"functions_s": seen} if seen else {}),
         }
 
+    def look(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Do as `create`, and say what the processes did meanwhile, if anybody wants to know."""
+        return self.create(arguments, look=True)
+
     def sleep(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Create an engine, have it sleep and wake; returns seconds."""
+        """Create an engine, have it sleep and wake; returns seconds, and the GPU's memory in use."""
         phases = self._pool.create(self._model, {**self._arguments, **arguments})
-        result: dict[str, Any] = {"total": phases["total"]}
+        result: dict[str, Any] = {"total": phases["total"], "gpu_used_gib": [used_gib()], "sleep_s": [], "wake_s": []}
         for level in (1, 1):
             began = time.perf_counter()
             self._pool.call("POST", "/engines/bench/sleep", {"level": level})
-            slept = time.perf_counter()
+            result["sleep_s"].append(time.perf_counter() - began)
+            result["gpu_used_gib"].append(used_gib())
+            began = time.perf_counter()
             self._pool.call("POST", "/engines/bench/wake_up")
-            result.setdefault("sleep_s", []).append(slept - began)
-            result.setdefault("wake_s", []).append(time.perf_counter() - slept)
+            result["wake_s"].append(time.perf_counter() - began)
+            result["gpu_used_gib"].append(used_gib())
         self._pool.delete()
         return result
 
@@ -108,7 +129,7 @@ class Run:
 
     def clear(self) -> None:
         """Delete the engine that a failed step may have left."""
-        with suppress(RuntimeError):
+        with suppress(RuntimeError, OSError):
             self._pool.delete()
 
     def _telling(self, log_bytes: dict[Path, int]) -> Any:
@@ -128,7 +149,7 @@ def measure(run: Run, only: str, results: dict[str, Any], deadline_s: float, kee
             continue
         try:
             results["steps"][name] = getattr(run, kind)(arguments)
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             results["steps"][name] = {"error": str(error)[-2000:]}
             run.clear()
         print(name, json.dumps({key: value for key, value in results["steps"][name].items() if key not in _LONG}))
@@ -144,6 +165,7 @@ def tell(results: dict[str, Any]) -> None:
     phases = list(dict.fromkeys(phase for step in steps.values() for phase in step["phases"]))
     rows = [[phase, *(_cell(step["phases"].get(phase)) for step in steps.values())] for phase in phases]
     show("seconds until the first token", ["phase", *steps], rows)
+    show("medians of turns", ["step", "seconds"], [[name, f"{median:.2f}"] for name, median in medians(results).items()])
     for line in results["left_out"]:
         print("left out:", line)
 
@@ -152,13 +174,20 @@ def _cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def gpu() -> str:
-    """Return the GPUs' names, memory and driver; nothing where there is none."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return ""
-    asked = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    return subprocess.run(asked, capture_output=True, text=True, timeout=30, check=False).stdout.strip()
+def medians(results: dict[str, Any]) -> dict[str, float]:
+    """Return the median of each step's turns, in seconds until the first token."""
+    turns: dict[str, list[float]] = {}
+    for name, step in results["steps"].items():
+        if "total" in step:
+            turns.setdefault(name.split("/")[0], []).append(step["total"])
+    return {name: round(statistics.median(totals), 2) for name, totals in turns.items()}
+
+
+def used_gib() -> float | None:
+    """Return what is in use of the first visible GPU's memory."""
+    lines = nvidia_smi("memory.used")
+    first = int((os.environ.get("CUDA_VISIBLE_DEVICES") or "0").split(",")[0])
+    return round(float(lines[first]) / 1024, 3) if lines else None
 
 
 def _stop(*_: object) -> NoReturn:
@@ -194,19 +223,20 @@ def main() -> None:
         results: dict[str, Any] = {
             "model": model,
             "arguments": arguments,
-            "gpu": gpu(),
             "installed": {name: find_spec(name) is not None for name in names},
             "steps": {},
             "left_out": [],
         }
-        print(machine(), results["gpu"], arguments, results["installed"])
+        print(machine(), arguments, results["installed"])
         state = folder / "state"
         extra = stacks.variables(folder / "stacks") if asked.stacks else {}
         with controller(PENSTOCK_STATE_DIR=str(state), VLLM_LOGGING_LEVEL="INFO", **extra) as (pool, ready_s):
             results["pool_ready_s"] = ready_s
+            pool.timeout_s = _LONGEST_S
             logs = next(state.glob("controller-*/logs"))
             run = Run(pool, model, arguments, logs, folder / "stacks" if asked.stacks else None)
             measure(run, asked.only, results, began + asked.limit_s - 10, lambda: write_json(asked.out, results))
+    results["medians"] = medians(results)
     tell(results)
     write_json(asked.out, results)
 

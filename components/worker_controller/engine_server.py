@@ -11,6 +11,7 @@ import os
 import time
 from argparse import Namespace
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import Any, cast
 
 import msgspec
@@ -18,6 +19,7 @@ import uvloop
 from vllm.entrypoints.openai import api_server as vllm_server
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from components.worker_controller.core_first import core_first
 from components.worker_controller.engine_args import command_line
 from components.worker_controller.frames import HEAD_BYTES, head, length_in
 from components.worker_controller.messages import (
@@ -93,7 +95,9 @@ class EngineServer:
         address, sock = vllm_server.setup_server(args, reuse_port=False)
         self._tell(phase_since(self._job.engine, "arguments", began))
         began = time.monotonic()
-        async with vllm_server.build_async_engine_client(args) as client:
+        async with AsyncExitStack() as stack:
+            with core_first():
+                client = await stack.enter_async_context(vllm_server.build_async_engine_client(args))
             self._tell(phase_since(self._job.engine, "engine", began))
             self._tell(Doing("starting its API server"))
             async with asyncio.TaskGroup() as tasks:

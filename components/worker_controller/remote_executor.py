@@ -3,6 +3,7 @@
 Imports vLLM; given to it as ``distributed_executor_backend``. An `EngineJob` in the environment says all it needs.
 """
 
+import contextlib
 import logging
 import os
 import pickle
@@ -19,6 +20,7 @@ import cloudpickle
 import msgspec
 from vllm import envs
 from vllm.platforms import current_platform
+from vllm.tokenizers.registry import cached_tokenizer_from_config
 from vllm.v1.executor.abstract import Executor
 
 from components.worker_controller.calls import LOAD, Answer, Call, NoCallError, pack, unpack_answer
@@ -77,10 +79,13 @@ class RemoteExecutor(Executor):  # type: ignore[misc] # vLLM is untyped here
         for position in range(len(self._ranks)):
             args = (self.vllm_config, position, self._job.rendezvous)
             self._send(position, Call(LOAD, args, {}, answered=True))
+        reading = threading.Thread(target=self._read_tokenizer, name="read-tokenizer", daemon=True)
+        reading.start()
         try:
             self._wait_for_load()
         finally:
             self._forget_names()
+        reading.join()
 
     def _wait_for_load(self) -> None:
         waiting = dict(enumerate(self._ranks))
@@ -89,6 +94,12 @@ class RemoteExecutor(Executor):  # type: ignore[misc] # vLLM is untyped here
             for position in [position for position, calls in waiting.items() if calls in ready]:
                 self._answers([position], None)  # the first failure ends it: the others may wait for this rank for ever
                 del waiting[position]
+
+    def _read_tokenizer(self) -> None:
+        """Read while the ranks load what the core wants afterwards; vLLM keeps it, and says later what is wrong with it."""
+        if not self.model_config.skip_tokenizer_init:
+            with contextlib.suppress(Exception):
+                cached_tokenizer_from_config(self.model_config)
 
     def _forget_names(self) -> None:
         """Take the names off the memory that ranks on a CPU share: they have it by now, and killed ones would leave it."""
