@@ -7,7 +7,7 @@ answers itself needs no bus for that (`here`).
 
 import logging
 from collections.abc import Awaitable, Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
 import msgspec
@@ -27,6 +27,14 @@ log = logging.getLogger(__name__)
 M = TypeVar("M")
 
 ERROR_HEADER = "Penstock-Error"
+_FROM_SOURCES = "0.0.0"  # what NATS is told where penstock is on the path, and not installed
+
+
+def _version() -> str:
+    try:
+        return version("penstock")
+    except PackageNotFoundError:
+        return _FROM_SOURCES
 
 
 class _Reply(msgspec.Struct, frozen=True):
@@ -132,7 +140,7 @@ class Answering:
             except NatsError as error:
                 log.warning("lost an answer", extra={"subject": subject, "error": str(error)})
 
-        config = ServiceConfig(service, version("penstock"), queue_group=queue, metadata={"subject": subject})
+        config = ServiceConfig(service, _version(), queue_group=queue, metadata={"subject": subject})
         offered = await nats.micro.add_service(self._client, config)
         await offered.add_endpoint(name=subject.rpartition(".")[2], subject=subject, handler=handle)
         self.here[subject] = answer

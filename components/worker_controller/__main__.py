@@ -39,7 +39,11 @@ log = logging.getLogger(__name__)
 
 _MAX_BODY_BYTES = 1 << 20
 _WORKERS = ("components.worker.engine_process", "components.decode.service", "components.prefill.service")
-_PRELOAD = ("components.worker_controller.rank", "components.worker_controller.engine_server")
+_PRELOAD = (
+    "components.worker_controller.rank",
+    "components.worker_controller.engine_server",
+    "components.worker_controller.server_modules",
+)
 
 
 class CannotStartError(Exception):
