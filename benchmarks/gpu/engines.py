@@ -87,7 +87,7 @@ def _commands(stand: Stand, count: int, kind: Kind, stack: ExitStack) -> list[Co
         stand.servers = {command.url: events for command, events in made}
         return [command for command, _ in made]
     half = max(count // 2, 1)
-    command, stand.disagg_url = disaggregated(stand.host, half, half, stand.logs, stand.size.l1_gib)
+    command, stand.disagg_url = disaggregated(stand.host, half, half, stand.logs, stand.size.l1_gib * half)
     return [command]
 
 

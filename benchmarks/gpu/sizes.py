@@ -20,7 +20,7 @@ class Size:
         short: of the mixed load, a GPU: rate, prompt tokens, output tokens.
         long: likewise.
         kv_gib: of KV for an engine on a GPU.
-        l1_gib: of LMCache's memory.
+        l1_gib: of LMCache's memory, a prefill worker; it evicts once a second, and stores nothing more that does not fit.
     """
 
     scale: float

@@ -3,6 +3,9 @@
 A sample weighs as much as the work it saw, so that fixed overheads of small requests do not pose as speed. All workers go by
 the fleet's rate; one that was seen to differ from it by a factor of two or more, by its own: smaller differences are noise,
 and would send all idle traffic to whoever was lucky. An untried fleet goes by the start value.
+
+Who was slow once gets no more requests, and so could never show that it is slow no longer: an engine that compiled a kernel
+at its first prompts would stay idle for ever. So what a worker alone has shown is forgotten once only others are observed.
 """
 
 from bisect import bisect_left, insort
@@ -12,6 +15,7 @@ _WORKER_SAMPLES = 32
 _FLEET_SAMPLES = 128
 _ENOUGH = 4
 _CLEAR_FACTOR = 2.0
+_FORGOTTEN_AFTER = 64  # observations a worker of the fleet; four requests then show again how slow it is
 _SLOWER_OR_FASTER = 1000.0  # than the start value: a sample beyond is a broken clock or a stalled client
 
 
@@ -34,11 +38,17 @@ class Rate:
         self._start_s = start_s
         self._fleet = _Samples(_FLEET_SAMPLES)
         self._workers: dict[str, _Samples] = {}
+        self._observed = 0
+        self._last: dict[str, int] = {}  # how many observations there were when a worker was last observed
 
     def observe(self, worker: str, units: float, seconds: float) -> None:
         """Learn that `worker` took `seconds` for `units` of work; impossible values are ignored."""
         if units <= 0 or not self._start_s / _SLOWER_OR_FASTER <= seconds / units <= self._start_s * _SLOWER_OR_FASTER:
             return
+        self._observed += 1
+        self._last[worker] = self._observed
+        if self._observed % _FORGOTTEN_AFTER == 0:
+            self._forget_unobserved()
         self._fleet.add(units, seconds / units)
         self._workers.setdefault(worker, _Samples(_WORKER_SAMPLES)).add(units, seconds / units)
         usual_s = self._fleet.median if self._fleet.count >= _ENOUGH else self._start_s
@@ -57,7 +67,14 @@ class Rate:
     def forget(self, worker: str) -> None:
         """Drop what `worker` alone has shown."""
         self._workers.pop(worker, None)
+        self._last.pop(worker, None)
         self.own_s.pop(worker, None)
+
+    def _forget_unobserved(self) -> None:
+        """Have those that differ tried again who have had no request for long."""
+        since = self._observed - _FORGOTTEN_AFTER * len(self._workers)
+        for worker in [name for name in self.own_s if self._last[name] <= since]:
+            self.forget(worker)
 
     def _differs(self, mine: "_Samples") -> bool:
         return mine.count >= _ENOUGH and not (self.usual_s / _CLEAR_FACTOR < mine.median < self.usual_s * _CLEAR_FACTOR)

@@ -235,6 +235,34 @@ def test_small_differences_between_workers_are_noise() -> None:
     assert [rate.seconds(worker) for worker in "abcde"] == [2.0, 2.0, 2.0, 4.1, 0.9]
 
 
+def test_a_worker_that_was_slow_once_is_tried_again() -> None:
+    """An engine compiles at its first prompts; nobody sends it a second one as long as that is all that is known of it."""
+    rate = Rate(1.0)
+    for _ in range(4):
+        rate.observe("fast", 10, 10.0)
+        rate.observe("slow at first", 10, 500.0)
+    assert rate.seconds("slow at first") == 50.0
+    for _ in range(100):
+        rate.observe("fast", 10, 10.0)
+    assert rate.seconds("slow at first") == 50.0
+    for _ in range(100):
+        rate.observe("fast", 10, 10.0)
+    assert rate.seconds("slow at first") == 1.0
+    for _ in range(4):
+        rate.observe("slow at first", 10, 500.0)
+    assert rate.seconds("slow at first") == 50.0
+
+
+def test_a_slow_worker_in_use_stays_known_as_slow() -> None:
+    """It is seen again and again, however rarely beside the others."""
+    rate = Rate(1.0)
+    for number in range(1000):
+        rate.observe("fast", 10, 10.0)
+        if number < 4 or number % 50 == 0:
+            rate.observe("slow", 10, 500.0)
+    assert rate.seconds("slow") == 50.0
+
+
 def test_outliers_and_small_work_do_not_move_a_rate() -> None:
     """A stalled client, a broken clock and fixed overheads of tiny prompts are outweighed."""
     rate = Rate(1e-4)
