@@ -11,8 +11,9 @@ import msgspec
 
 from benchmarks.bench import RESULTS
 from benchmarks.findings import Figure, Goal, Outcome, number, text_of
+from benchmarks.gpu import published
 from benchmarks.pieces import PIECES
-from benchmarks.plots import control_plane, pairs
+from benchmarks.plots import by_load, control_plane, pairs
 
 HEAD = """# Benchmarks
 
@@ -25,13 +26,14 @@ _MOST_PLOTTED = 12
 _VERDICT = {True: "reached", False: "**missed**", None: "not measured"}
 
 
-def page(outcomes: list[Outcome], plots: dict[str, str], note: str = "") -> str:
+def page(outcomes: list[Outcome], plots: dict[str, str], note: str = "", gpus: str = "") -> str:
     """Return the page.
 
     Args:
         outcomes: in the order of the page.
         plots: by piece, the file of its plot, relative to the page.
         note: what a reader must know of this run.
+        gpus: the part that tells of GPUs, whose results come from elsewhere.
     """
     parts = [
         HEAD,
@@ -54,6 +56,7 @@ def page(outcomes: list[Outcome], plots: dict[str, str], note: str = "") -> str:
         parts.append(_figures(outcome.findings.figures))
         parts += [f"- {note}" for note in outcome.findings.notes]
         parts.append("")
+    parts += [gpus] if gpus else []
     return "\n".join(parts).rstrip("\n") + "\n"
 
 
@@ -145,6 +148,14 @@ def plot(outcomes: list[Outcome], folder: Path) -> dict[str, str]:
     return drawn
 
 
+def gpu_section(folder: Path) -> str:
+    """Return the part that tells of GPUs, and draw its plot into `folder`, which holds its results, too."""
+    kept = published.read(folder / published.FOLDER.name)
+    if drawn := published.figures(kept):
+        by_load(drawn, folder / "gpu.svg")
+    return published.section(kept, f"{folder.name}/gpu.svg" if drawn else "")
+
+
 def main() -> None:
     """Read the results and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -154,8 +165,9 @@ def main() -> None:
     asked = parser.parse_args()
     paths = [path for piece in PIECES if (path := asked.json / f"{piece.name}.json").exists()]
     outcomes = [read_anew(msgspec.json.decode(path.read_bytes(), type=Outcome)) for path in paths]
-    plots = plot(outcomes, asked.docs / "benchmarks")
-    (asked.docs / "benchmarks.md").write_text(page(outcomes, plots, asked.note))
+    folder = asked.docs / "benchmarks"
+    plots = plot(outcomes, folder)
+    (asked.docs / "benchmarks.md").write_text(page(outcomes, plots, asked.note, gpu_section(folder)))
 
 
 if __name__ == "__main__":

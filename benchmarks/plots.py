@@ -54,6 +54,16 @@ def pairs(figures: list[Figure], path: Path) -> None:
     _save(plot, path, axes[0][0])
 
 
+@mpl.rc_context(_STYLE)
+def by_load(parts: dict[str, list[Figure]], path: Path) -> None:
+    """Draw each part, by its title, with one group of bars a load."""
+    plot, axes = plt.subplots(-(-len(parts) // 2), 2, figsize=(9, 2.8 * -(-len(parts) // 2)), squeeze=False)
+    for axis, (title, figures) in zip(axes.flat, parts.items(), strict=False):
+        _bars(axis, figures, [figure.name for figure in figures])
+        axis.set_title(title)
+    _save(plot, path, axes[0][0])
+
+
 def _bars(axis: Any, figures: list[Figure], labels: list[str]) -> None:
     subjects = list(dict.fromkeys(subject for figure in figures for subject in figure.samples))
     subjects.sort(key=lambda subject: subject != "penstock")

@@ -1,11 +1,14 @@
 """The page that is made of what the benchmarks found."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks.document import page, plot, read_anew
+from benchmarks.document import gpu_section, page, plot, read_anew
 from benchmarks.findings import Figure, Findings, Goal, Outcome
+from benchmarks.gpu import published
 
 MACHINE = {"cpu": "C", "cores": 2, "python": "3.11", "commit": "abc", "versions": {"vllm": "1"}}
 JOBS = Outcome(
@@ -60,3 +63,48 @@ def test_a_plot_is_drawn_of_what_is_compared(tmp_path: Path) -> None:
     assert plot([JOBS, ROUTED], first) == {"jobs": "first/jobs.svg"}
     plot([JOBS, ROUTED], again)
     assert (first / "jobs.svg").read_bytes() == (again / "jobs.svg").read_bytes()
+
+
+RUN: dict[str, Any] = {
+    "requests": 10,
+    "failed": 0,
+    "ttft_ms": {"mean": 120.0, "p50": 90.0, "p99": 400.0},
+    "itl_ms": {"p50": 5.0, "p99": 30.0},
+    "tpot_ms": {"mean": 9.0},
+    "output_tokens_per_s": 900.0,
+    "goodput_per_s": 8.0,
+    "longest_pause_ms": 50.0,
+}
+
+
+def gpu_results(mean_ms: float) -> dict[str, Any]:
+    """What `benchmarks.gpu.many` writes, in small."""
+    one = {**RUN, "ttft_ms": {**RUN["ttft_ms"], "mean": mean_ms}}
+    routed = {"all": one, "hit_rate": 0.25, "best_hit_rate": 0.3, "answers": [["trace", 1, 2]]}
+    mixed = {"all": RUN, "short": RUN, "long": RUN, "hit_rate": 0.0, "answers": []}
+    pieces = {"routing/8 a GPU/kv": routed, "routing/8 a GPU/vllm-router/kv_aware": routed, "disagg/apart": mixed}
+    return {"machine": {**MACHINE, "gpus": ["NVIDIA H200, 143771, 580"] * 2}, "gpus": 2, "results": pieces}
+
+
+def test_results_of_gpus_are_kept_without_raw_answers_and_shown(tmp_path: Path) -> None:
+    """Two runs of one load become one row with its spread; the page ends with them."""
+    pytest.importorskip("matplotlib")
+    folder = tmp_path / "benchmarks"
+    (folder / "gpu").mkdir(parents=True)
+    for name, mean_ms in (("many-2", 100.0), ("many-2-again", 200.0)):
+        kept = published.keep(gpu_results(mean_ms))
+        assert "answers" not in kept["results"]["routing/8 a GPU/kv"]
+        (folder / "gpu" / f"{name}.json").write_text(json.dumps(kept | {"note": " Told."}))
+    text = page([ROUTED], {}, "", gpu_section(folder))
+    assert "- many-2: 2 of 2 NVIDIA H200, 2 cores, Python 3.11, vllm 1; commit abc. Told." in text
+    assert "| 2 | 8 | penstock kv | 150 (100 to 200) | 90.0" in text
+    assert "| 2 | 8 | vllm-router/kv_aware | 150 (100 to 200) | 90.0" in text
+    assert "| 2 | prefill workers | short | 120 | 90.0 | 400 | 5.00 | 30.0 | 50.0 | 8.00 |" in text
+    assert "![routers](benchmarks/gpu.svg)" in text
+    assert (folder / "gpu.svg").exists()
+
+
+def test_a_page_without_gpus_says_nothing_of_them(tmp_path: Path) -> None:
+    """Nothing is kept, nothing is drawn."""
+    assert gpu_section(tmp_path) == ""
+    assert not list(tmp_path.iterdir())
