@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import inspect
-import ipaddress
 import logging
 import os
 import re
@@ -22,7 +21,7 @@ from components.engine.vllm_args import ENVIRONMENT as VLLM_ENVIRONMENT
 from components.engine.vllm_args import known_engine_args
 from components.engine.warm import WarmPool
 from components.graph.keys import ENVIRONMENT as API_KEY
-from components.graph.keys import ApiKeys
+from components.graph.keys import ApiKeys, is_loopback
 from components.graph.schema import ControllerSettings
 from components.http.edge import Edge, Limits
 from components.http.server import Address, ListenError, listen
@@ -62,7 +61,7 @@ def check(settings: ControllerSettings, keys: ApiKeys) -> None:
     """
     if known_engine_args() is None:
         raise CannotStartError("vLLM is not installed; pip install 'penstock[cpu]' or 'penstock[gpu]'")
-    if not _is_loopback(settings.host) and not keys:
+    if not is_loopback(settings.host) and not keys:
         raise CannotStartError(f"host: {settings.host} can be reached from elsewhere; set {API_KEY}")
     if settings.workers is not None and settings.workers < 1:
         raise CannotStartError(f"workers: must be at least 1, not {settings.workers}")
@@ -71,13 +70,6 @@ def check(settings: ControllerSettings, keys: ApiKeys) -> None:
     gpus = visible_gpus()
     if not vllm_on_cpu() and (settings.workers or 1) > len(gpus):
         raise CannotStartError(f"workers: {settings.workers or 1} GPUs are needed, {len(gpus)} visible")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 async def serve(settings: ControllerSettings, folders: Folders, graphs: Mapping[str, Joined]) -> None:
