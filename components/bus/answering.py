@@ -118,7 +118,7 @@ class Answering:
     ) -> Callable[[], Awaitable[None]]:
         """As `serve`, and visible to ``nats micro``: it answers discovery, and counts requests and time.
 
-        This process's own requests on `subject` go to `answer` as they are.
+        This process's own requests on `subject` go to `answer` as they are, uncounted, and wait as long as it takes.
 
         Args:
             service: its name there.

@@ -141,10 +141,15 @@ async def beside(process: Process, component: str, name: str) -> AsyncIterator[P
     member = Member(process.bus, process.subjects, name, component)
     await member.claim()
     telling = process.tasks.create_task(member.run())
-    yield replace(process, member=member)
-    member.become(ProcessState.STOPPED)
-    telling.cancel()
-    await member.tell()
+    try:
+        yield replace(process, member=member)
+        member.become(ProcessState.STOPPED)
+    except BaseException as error:
+        member.become(ProcessState.FAILED, str(error) or type(error).__name__)
+        raise
+    finally:
+        telling.cancel()
+        await member.tell()
 
 
 async def _end_with(bus: Bus) -> None:

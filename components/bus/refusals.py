@@ -33,11 +33,16 @@ class Refusals:
         It gets a `NoRespondersError` or a `PenstockError`, once.
         """
         if not self._inbox:
-            self._inbox = self._client.new_inbox()
-            await self._client.subscribe(f"{self._inbox}.*", cb=self._hear)
+            inbox = self._client.new_inbox()
+            await self._client.subscribe(f"{inbox}.*", cb=self._hear)
+            self._inbox = inbox
         reply_to = f"{self._inbox}.{next(self._numbers)}"
         self._waiting[reply_to] = refused
-        await self._client.publish(subject, data, reply=reply_to)
+        try:
+            await self._client.publish(subject, data, reply=reply_to)
+        except BaseException:
+            self._forget(reply_to)
+            raise
         return lambda: self._forget(reply_to)
 
     def _forget(self, reply_to: str) -> None:

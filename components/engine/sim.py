@@ -21,7 +21,7 @@ from components.graph.schema import SimEngine as SimSettings
 from components.model.folder import ModelError, model_folder
 from components.model.tokenizer import Tokenizer
 from components.wire.block_hash import block_hashes
-from components.wire.errors import ContextLengthExceededError, InvalidRequestError, WorkerLostError
+from components.wire.errors import ContextLengthExceededError, EngineDiedError, InvalidRequestError, WorkerLostError
 from components.wire.messages import GenerateRequest
 from components.wire.process import MetricFamily, WorkerLoad
 
@@ -168,7 +168,7 @@ class SimEngine:
 
     def die(self, reason: str) -> None:
         """Fail for good, as an engine does whose process is gone."""
-        self._end(reason)
+        self._end(reason, EngineDiedError)
         self._dead.set()
         if self._loop is not None:
             self._loop.cancel()
@@ -256,11 +256,11 @@ class SimEngine:
                 scheduler.finish(sequence)
                 self._metrics.count_finished(entry.finish_reason)
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str, error: type[WorkerLostError] = WorkerLostError) -> None:
         if self._ended is None:
             self._ended = reason
         for entry in self._requests.values():
-            entry.fail(self._ended)
+            entry.fail(error(self._ended))
         if self._kv is not None:
             self._kv.end()
 

@@ -37,7 +37,7 @@ class SimRequest:
         )
         self.finish_reason: FinishReason | None = None
         self._stop_reason: int | str | None = None
-        self._error: str | None = None
+        self._error: WorkerLostError | None = None
         self._told_cached = False
         self._new_tokens: list[int] = []
         self._new_text: list[str] = []
@@ -54,9 +54,9 @@ class SimRequest:
             self._new_text.append(self._text.finish())
         self._changed.set()
 
-    def fail(self, reason: str) -> None:
+    def fail(self, error: WorkerLostError) -> None:
         """End the answer with an error, unless it is complete."""
-        self._error = reason
+        self._error = error
         self._changed.set()
 
     async def next_output(self) -> EngineOutput:
@@ -68,7 +68,7 @@ class SimRequest:
         await self._changed.wait()
         self._changed.clear()
         if self._error is not None and self.finish_reason is None:
-            raise WorkerLostError(self._error)
+            raise self._error
         cached_tokens = None if self._told_cached else self.sequence.cached_tokens
         self._told_cached = True
         tokens, self._new_tokens = self._new_tokens, []

@@ -24,7 +24,13 @@ from components.graph.schema import LMCache
 from components.graph.schema import VllmEngine as VllmSettings
 from components.model.folder import ModelError, model_folder
 from components.telemetry.metrics import collect
-from components.wire.errors import ContextLengthExceededError, InvalidRequestError, OverloadedError, WorkerLostError
+from components.wire.errors import (
+    ContextLengthExceededError,
+    EngineDiedError,
+    InvalidRequestError,
+    OverloadedError,
+    WorkerLostError,
+)
 from components.wire.kv import Tier
 from components.wire.messages import GenerateRequest, Sampling
 from components.wire.process import MetricFamily, WorkerLoad
@@ -193,7 +199,7 @@ class VllmEngine:
                     yield compat.to_engine_output(output, sampling.logprobs, first=first)
                     first = False
         except compat.EngineDeadError as error:
-            raise WorkerLostError("the engine died") from error
+            raise EngineDiedError("the engine died") from error
         except compat.EngineGenerateError as error:
             if isinstance(error.__cause__, compat.REFUSALS):
                 raise InvalidRequestError(one_line(error.__cause__)) from error

@@ -169,6 +169,8 @@ def _check_parts(graph: Graph) -> None:
         for name in graph.components.__struct_fields__
         if (settings := getattr(graph.components, name)) is not None
     }
+    if graph.components.router and graph.components.router.embedded:
+        del replicas["router"]  # as many as processors
     for name, count in replicas.items():
         if count < (1 if alone else 0):
             elsewhere = " (0 where other machines run them and nats is a server of yours)" if count == 0 else ""

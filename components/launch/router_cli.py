@@ -153,8 +153,9 @@ def why_none(graph_name: str) -> str:
         return f"the settings of graph {graph_name} cannot be read: {error}"
     if settings is None:
         return f"graph {graph_name} has no router; with `router: {{}}` among its components it gets one"
+    count = "processor" if settings.embedded else "router"
     return (
-        f"this machine's part of graph {graph_name} runs no router (components.router.replicas is 0): "
+        f"this machine's part of graph {graph_name} runs no router (components.{count}.replicas is 0): "
         "say this on a machine whose part does"
     )
 

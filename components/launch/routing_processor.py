@@ -5,14 +5,20 @@ Both are as they are alone; the question goes from one to the other without a me
 
 import sys
 
-from components.bus.process import Process, beside, run
+from components.bus.process import FatalError, Process, beside, run
 from components.processor.__main__ import serve as serve_http
 from components.router.__main__ import routing
 
 
 async def serve(process: Process) -> None:
-    """Run both until the processor is told to stop; the router is there before its first request and after its last."""
+    """Run both until the processor is told to stop; the router is there before its first request and after its last.
+
+    Raises:
+        FatalError: one of them cannot be had.
+    """
     name = process.member.name.replace("processor", "router", 1)
+    if name == process.member.name:
+        raise FatalError(f"--name {name}: must hold `processor`; the router's name is made of it")
     async with beside(process, "router", name) as inner, routing(inner):
         await serve_http(process)
 

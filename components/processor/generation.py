@@ -6,7 +6,7 @@ Knows attempts and replays, not HTTP or OpenAI's formats.
 import logging
 import time
 from asyncio import TaskGroup
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from random import getrandbits
 
@@ -21,7 +21,7 @@ from components.processor.sequence import Sequence
 from components.processor.streams import Attempt, Inbox
 from components.processor.workers import Workers
 from components.telemetry.tracing import carry, span
-from components.wire.errors import ErrorCode, ErrorReply, WorkerLostError, from_reply
+from components.wire.errors import EngineDiedError, ErrorReply, WorkerLostError, from_reply
 from components.wire.messages import FinishReason, GenerateRequest, TokenDelta
 from components.wire.routing import RouteReply, RouteRequest
 
@@ -96,6 +96,7 @@ class Generation:
         ]
         self._tokens_seen = plan.stream and (plan.token_ids or plan.settings.logprobs is not None)
         self.replays = 0
+        self._died: set[tuple[str, str]] = set()  # workers, with their incarnations
         self._routes: dict[int, RouteReply | None] = {}
 
     @property
@@ -118,7 +119,8 @@ class Generation:
         if len(self.sequences) == 1:
             await self._start(self.sequences[0], await self._choose(self.sequences))
         else:
-            await self._start_all()
+            each = self._plan.n
+            await self._start_together(self.sequences[at : at + each] for at in range(0, len(self.sequences), each))
 
     def stop(self) -> None:
         """Leave nothing behind: workers still at it are told to stop, bookings end. Never waits."""
@@ -141,14 +143,13 @@ class Generation:
         """
         while self._attempts:
             pieces: list[Piece] = []
+            lost: list[tuple[Sequence, Attempt, ErrorReply]] = []
             for attempt, delta in await self._inbox.take():
                 if self._attempts.get(attempt.sequence) is not attempt:
                     continue
                 sequence = self.sequences[attempt.sequence]
                 if delta.error is not None:
-                    if pieces:
-                        yield pieces
-                    pieces = await self._recover(sequence, attempt, delta.error)
+                    lost.append((sequence, attempt, delta.error))
                 else:
                     if booking := self._bookings.get(sequence.index):
                         booking.first_token(delta.cached_tokens)
@@ -157,15 +158,16 @@ class Generation:
                         self._release(sequence)
             if pieces:
                 yield pieces
+            if lost and (ends := await self._recover(lost)):
+                yield ends
 
-    async def _start_all(self) -> None:
-        each = self._plan.n
+    async def _start_together(self, prompts: Iterable[list[Sequence]]) -> None:
+        """Give sequences to workers, those of one prompt to the same; none waits for another."""
         try:
             async with TaskGroup() as tasks:
-                for start in range(0, len(self.sequences), each):
-                    choices = self.sequences[start : start + each]
-                    first = await self._choose(choices)
-                    for sequence in choices:
+                for sequences in prompts:
+                    first = await self._choose(sequences)
+                    for sequence in sequences:
                         tasks.create_task(self._start(sequence, first))
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
@@ -187,7 +189,7 @@ class Generation:
             booking = await self._ask(self._router, request)
             if booking is not None:
                 worker = self._book(booking, sequences)
-            self._routes[first.index] = booking.reply if booking and worker else None
+            self._routes[self._prompt_of(first)] = booking.reply if booking and worker else None
         return worker or self._workers.choose(frozenset(first.tried))
 
     async def _ask(self, router: Router, request: RouteRequest) -> Booking | None:
@@ -233,16 +235,42 @@ class Generation:
         booking = self._bookings.get(sequence.index)
         if booking is not None and booking.reply.chosen.worker != attempt.worker.name:
             self._end_booking(sequence)
-            self._routes[sequence.index - sequence.index % self._plan.n] = None
+            self._routes[self._prompt_of(sequence)] = None
         sequence.worker = attempt.worker.name
 
-    async def _recover(self, sequence: Sequence, attempt: Attempt, error: ErrorReply) -> list[Piece]:
-        """Go on with `sequence` on another worker; returns its end when only that was missing."""
-        self._release(sequence)
-        if error.code is not ErrorCode.WORKER_LOST:
-            raise from_reply(error)
-        sequence.deaths += attempt.died
-        if sequence.deaths >= _MOST_DEATHS:
+    def _prompt_of(self, sequence: Sequence) -> int:
+        """Return the index of the first choice of its prompt."""
+        return sequence.index - sequence.index % self._plan.n
+
+    async def _recover(self, lost: list[tuple[Sequence, Attempt, ErrorReply]]) -> list[Piece]:
+        """Go on with what was lost in one moment, choices of one prompt on one worker; return ends where only they lacked.
+
+        Raises:
+            WorkerLostError: it cannot be continued.
+            PenstockError: its worker ended it with an error.
+        """
+        ends: list[Piece] = []
+        moving: dict[int, list[Sequence]] = {}
+        for sequence, attempt, error in lost:
+            self._release(sequence)
+            self._count_loss(sequence, attempt, error)
+            self._take_back(sequence, error)
+            done = len(sequence.token_ids)
+            if done < sequence.sampling.max_tokens:
+                moving.setdefault(self._prompt_of(sequence), []).append(sequence)
+            else:
+                end = TokenDelta("", done, finish_reason=FinishReason.LENGTH)
+                ends.append(Piece(sequence, sequence.take(end, self._tokens_seen)))
+        await self._start_together(moving.values())
+        return ends
+
+    def _count_loss(self, sequence: Sequence, attempt: Attempt, error: ErrorReply) -> None:
+        raised = from_reply(error)
+        if not isinstance(raised, WorkerLostError):
+            raise raised
+        if attempt.died or isinstance(raised, EngineDiedError):
+            self._died.add((attempt.worker.name, attempt.worker.incarnation))
+        if len(self._died) >= _MOST_DEATHS:
             raise WorkerLostError(f"{error.message}; two workers died under this request, and no third one shall")
         if sequence.replays >= self._terms.max_replays:
             raise WorkerLostError(f"{error.message}; moved {sequence.replays} times already")
@@ -250,9 +278,9 @@ class Generation:
         self.replays += 1
         sequence.tried.add(attempt.worker.name)
         log.warning("moving a request to another worker", extra={"worker": attempt.worker.name, "error": error.message})
-        return await self._replay(sequence, error)
 
-    async def _replay(self, sequence: Sequence, error: ErrorReply) -> list[Piece]:
+    def _take_back(self, sequence: Sequence, error: ErrorReply) -> None:
+        """Leave of `sequence` what another worker can continue."""
         can_go_on = not self._plan.tools.parsing and exact(sequence.sampling)
         if not can_go_on and self._plan.stream and sequence.token_ids:
             raise WorkerLostError(
@@ -262,12 +290,6 @@ class Generation:
             sequence.restart()
         elif sequence.token_ids:
             sequence.rejoin(self._tokenizer.decode_raw, self._plan.stream)
-        done = len(sequence.token_ids)
-        if done < sequence.sampling.max_tokens:
-            await self._start(sequence, await self._choose([sequence]))
-            return []
-        end = TokenDelta("", done, finish_reason=FinishReason.LENGTH)
-        return [Piece(sequence, sequence.take(end, self._tokens_seen))]
 
     def _release(self, sequence: Sequence) -> None:
         self._workers.release(self._attempts.pop(sequence.index))

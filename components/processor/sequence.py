@@ -32,7 +32,6 @@ class Sequence:
         stop_reason: what ended it.
         cached_tokens: prompt tokens whose KV the first worker reused.
         replays: how often it was moved.
-        deaths: how many workers' processes ended under it.
         tried: workers that lost it.
         worker: the one that has it, or had it last.
         joint: how the output of the present worker joins what came before.
@@ -50,7 +49,6 @@ class Sequence:
     stop_reason: int | str | None = None
     cached_tokens: int | None = None
     replays: int = 0
-    deaths: int = 0
     tried: set[str] = field(default_factory=set)
     worker: str = ""
     joint: Joint | None = None

@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 
 _SWEEP_INTERVAL_S = 0.25
 _LATE_S = 0.5  # a turn later than this may come before tokens and statuses that are here already
-_ACCEPT_TIMEOUT_S = 5.0
+_WORD_TIMEOUT_S = 5.0
+_LOST_FIRST_S = 3.0  # a worker that died is known to be lost before its silence about a request counts
 _RETRY_INTERVAL_S = 0.1
 _RETRY_AFTER_S = 1.0
 _TRY_ANOTHER = (BusError, NoWorkerError, OverloadedError, WorkerLostError, WorkerCancelledError)
@@ -40,6 +41,7 @@ class Workers:
         self._fleet = fleet
         self._streams = streams
         self._silence_timeout_s = silence_timeout_s
+        self._word_timeout_s = max(_WORD_TIMEOUT_S, silence_timeout_s + _LOST_FIRST_S)
         self._cancels: dict[str, list[str]] = {}
         self._cancels_wait = asyncio.Event()
         self._numbers = 0
@@ -155,10 +157,10 @@ class Workers:
         """
         forget = await self._bus.submit(self._subjects.generate(attempt.worker.name), request, attempt.settle)
         try:
-            async with asyncio.timeout(_ACCEPT_TIMEOUT_S):
+            async with asyncio.timeout(self._word_timeout_s):
                 await attempt.settled.wait()
         except TimeoutError:
-            raise NoReplyError(f"no word of it within {_ACCEPT_TIMEOUT_S:g} s") from None
+            raise NoReplyError(f"no word of it within {self._word_timeout_s:g} s") from None
         finally:
             forget()
         if attempt.refusal is not None:

@@ -28,6 +28,7 @@ class ErrorCode(StrEnum):
     BAD_GATEWAY = "bad_gateway"
     NO_WORKER = "no_worker"
     WORKER_LOST = "worker_lost"
+    ENGINE_DIED = "engine_died"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     CANCELLED = "cancelled"
     INTERNAL = "internal"
@@ -51,6 +52,7 @@ HTTP_STATUS: dict[ErrorCode, int] = {
     ErrorCode.BAD_GATEWAY: 502,
     ErrorCode.NO_WORKER: 503,
     ErrorCode.WORKER_LOST: 503,
+    ErrorCode.ENGINE_DIED: 503,
     ErrorCode.DEADLINE_EXCEEDED: 504,
 }
 
@@ -177,6 +179,12 @@ class WorkerLostError(PenstockError):
     code = ErrorCode.WORKER_LOST
 
 
+class EngineDiedError(WorkerLostError):
+    """The worker's engine died while it held the request, perhaps because of it."""
+
+    code = ErrorCode.ENGINE_DIED
+
+
 class DeadlineExceededError(PenstockError):
     """The request's time was over before its answer was complete."""
 
@@ -208,6 +216,7 @@ _BY_CODE: dict[ErrorCode, type[PenstockError]] = {
         BadGatewayError,
         NoWorkerError,
         WorkerLostError,
+        EngineDiedError,
         DeadlineExceededError,
         CancelledError,
     )

@@ -160,7 +160,7 @@ class ToolCallDelta(Message, frozen=True):
 
 
 class TokenDelta(Message, frozen=True):
-    """New output of one request.
+    """New output of one request; one that says nothing beside whose it is tells that the request was taken in.
 
     Attributes:
         request_id: which `GenerateRequest`.
@@ -170,7 +170,7 @@ class TokenDelta(Message, frozen=True):
         logprobs: one entry a token, when asked for.
         finish_reason: set on the last delta of a request that ended well.
         stop_reason: the stop string or stop token id that ended it.
-        cached_tokens: prompt tokens whose KV was reused; set once, on the first delta.
+        cached_tokens: prompt tokens whose KV was reused; set once, on the first delta with output.
         tool_calls: pieces of tool calls, when the request asked for parsing; `text` then holds the rest.
         reasoning: new text of the model's reasoning, likewise.
         error: set on the last delta of a request that failed.

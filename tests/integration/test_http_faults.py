@@ -200,20 +200,57 @@ async def test_waiting_in_a_busy_worker_is_no_silence(nats: Nats) -> None:
         assert not worker.cancelled
 
 
-async def test_a_request_that_kills_workers_does_not_kill_them_all(nats: Nats) -> None:
-    """Two died under it: it is given up, however many are left and however often it might move."""
+async def _die(worker: ScriptedWorker, _: GenerateRequest) -> None:
+    worker.state = ProcessState.FAILED
+    await worker.tell()
 
-    async def die(worker: ScriptedWorker, request: GenerateRequest) -> None:
-        worker.state = ProcessState.FAILED
-        await worker.tell()
 
-    names = dict.fromkeys("abcd", die)
+async def _vanish(worker: ScriptedWorker, _: GenerateRequest) -> None:
+    if worker.telling:
+        worker.telling.cancel()
+
+
+async def _lose_the_engine(worker: ScriptedWorker, request: GenerateRequest) -> None:
+    await worker.send(request, error=ErrorReply(ErrorCode.ENGINE_DIED, "the engine died"))
+    await _die(worker, request)
+
+
+@pytest.mark.parametrize("choices", [1, 4])
+@pytest.mark.parametrize("acknowledges", [True, False])
+@pytest.mark.parametrize("death", [_die, _vanish, _lose_the_engine])
+async def test_a_request_that_kills_workers_does_not_kill_them_all(
+    nats: Nats, death: Script, acknowledges: bool, choices: int
+) -> None:
+    """Two died under it: it is given up, however many are left, however often it might move, and before any word of it."""
+    names = dict.fromkeys("abcdef", death)
     async with edge(nats, max_replays=8) as server, scripted(server, **names) as workers:
-        status, answer = await server.post("/v1/chat/completions", CHAT)
+        for worker in workers:
+            worker.acknowledges = acknowledges
+        status, answer = await server.post("/v1/chat/completions", CHAT | {"n": choices})
         assert (status, answer["error"]["code"]) == (503, "worker_lost")
         assert "two workers died" in answer["error"]["message"]
-        assert sum(len(worker.requests) for worker in workers) == 2
+        assert sum(bool(worker.requests) for worker in workers) == 2
         await server.idle()
+
+
+async def test_a_moved_choice_adds_no_route(nats: Nats) -> None:
+    """Headers have an entry a prompt, whatever becomes of its choices."""
+
+    async def second_is_lost(worker: ScriptedWorker, request: GenerateRequest) -> None:
+        worker.script = good
+        if len(worker.requests) == 1:
+            await worker.send(request, error=ErrorReply(ErrorCode.WORKER_LOST, "it drains"))
+        else:
+            await good(worker, request)
+
+    async with (
+        edge(nats) as server,
+        scripted(server, a=second_is_lost, b=good),
+        server.http.post(f"{server.url}/v1/chat/completions", json=CHAT | {"n": 2}) as response,
+    ):
+        assert response.status == 200
+        assert len((await response.json())["choices"]) == 2
+        assert response.headers["x-penstock-worker"] in {"a", "b", "a,b", "b,a"}
 
 
 async def test_a_bug_in_the_worker_is_not_replayed(nats: Nats) -> None:

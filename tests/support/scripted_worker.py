@@ -23,6 +23,7 @@ class ScriptedWorker:
         cancelled: request ids it was told to stop.
         load: what it tells of its work.
         refuse: raised instead of accepting, when set.
+        acknowledges: whether it says that it has a request before `script` says anything.
     """
 
     bus: Bus
@@ -34,6 +35,7 @@ class ScriptedWorker:
     tool_parser: bool = False
     load: WorkerLoad = field(default_factory=WorkerLoad)
     refuse: Exception | None = None
+    acknowledges: bool = True
     incarnation: str = field(default_factory=lambda: secrets.token_hex(4))
     state: ProcessState = ProcessState.READY
     requests: list[GenerateRequest] = field(default_factory=list)
@@ -103,7 +105,8 @@ class ScriptedWorker:
         task.add_done_callback(self.tasks.discard)
 
     async def _run(self, request: GenerateRequest) -> None:
-        await self.send(request)  # it has it
+        if self.acknowledges:
+            await self.send(request)
         await self.script(self, request)
 
     async def _cancel(self, cancel: Cancel) -> None:

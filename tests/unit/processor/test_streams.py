@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from components.processor.fleet import Worker
 from components.processor.streams import Attempt, Inbox, Patience, Streams
-from components.wire.errors import ErrorCode, NoWorkerError, OverloadedError
+from components.wire.errors import ErrorCode, ErrorReply, NoWorkerError, OverloadedError
 from components.wire.messages import FinishReason, TokenBatch, TokenDelta
 from components.wire.process import WorkerStatus
 
@@ -55,10 +55,12 @@ async def test_deltas_reach_their_request_and_the_end_closes_it() -> None:
 
 async def test_the_first_word_settles_an_attempt_and_an_empty_one_is_all_it_says() -> None:
     """Tokens, an error and the worker's loss settle it likewise; a refusal that comes later counts no more."""
-    made, attempts = streams("empty", "tokens", "lost")
+    made, attempts = streams("empty", "tokens", "lost", "failed")
     assert not any(attempt.settled.is_set() for attempt in attempts)
-    made.deliver(batch(0, TokenDelta("empty"), delta("tokens", 0)), 1.0)
-    assert [attempt.settled.is_set() for attempt in attempts] == [True, True, False]
+    error = ErrorReply(ErrorCode.INTERNAL, "it failed")
+    made.deliver(batch(0, TokenDelta("empty"), delta("tokens", 0), TokenDelta("failed", error=error)), 1.0)
+    assert [attempt.settled.is_set() for attempt in attempts] == [True, True, False, True]
+    assert [d.error for d in await taken(attempts[3])] == [error]
     made.deliver(batch(1, delta("empty", 0)), 1.0)
     assert [d.token_ids for d in await taken(attempts[0])] == [[7]]
     made.lose_worker(WORKER)
