@@ -186,8 +186,8 @@ def medians(results: dict[str, Any]) -> dict[str, float]:
 def used_gib() -> float | None:
     """Return what is in use of the first visible GPU's memory."""
     lines = nvidia_smi("memory.used")
-    first = int((os.environ.get("CUDA_VISIBLE_DEVICES") or "0").split(",")[0])
-    return round(float(lines[first]) / 1024, 3) if lines else None
+    first = (os.environ.get("CUDA_VISIBLE_DEVICES") or "0").split(",")[0]
+    return round(float(lines[int(first)]) / 1024, 3) if lines and first.isdecimal() else None
 
 
 def _stop(*_: object) -> NoReturn:

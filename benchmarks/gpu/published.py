@@ -97,12 +97,13 @@ def _engines(runs: list[Results]) -> Iterator[str]:
     for results in runs:
         turns: dict[str, list[float]] = {}
         for name, step in results["steps"].items():
-            turns.setdefault(name.split("/")[0], []).append(step["total"])
+            if "total" in step:
+                turns.setdefault(name.split("/")[0], []).append(step["total"])
         for name, totals in turns.items():
             yield f"| {name} | {text_of(totals)} | {len(totals)} |"
     yield ""
     created = [step for results in runs for step in results["steps"].values() if "delete_s" in step]
-    kept = max(abs(after - before) / before for before, after in (step["memory_gib"] for step in created))
+    kept = max((abs(after - before) / before for before, after in (step["memory_gib"] for step in created)), default=0.0)
     freed = text_of([step["free_again_s"] for step in created])
     yield f"From a deletion until the rank is free again: {freed} s; its GPU memory is as before, within {kept:.2%}.\n"
     for step in (step for results in runs for step in results["steps"].values() if "sleep_s" in step):

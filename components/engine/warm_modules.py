@@ -61,10 +61,9 @@ for name in (*_EVERYWHERE, *(_ON_CPU if current_platform.is_cpu() else _ON_GPU))
 for name in _ARCHITECTURES:
     with contextlib.suppress(ImportError, KeyError):
         ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
-if (
-    not current_platform.is_cpu()
-):  # Triton files what it compiles by a checksum of all of Triton, which it makes once a process
-    with contextlib.suppress(ImportError, AttributeError):
+# Triton files what it compiles by a checksum of all of Triton, which it makes once a process.
+if not current_platform.is_cpu():
+    with contextlib.suppress(Exception):
         importlib.import_module("triton.runtime.cache").triton_key()
 if torch.cuda.is_initialized():
     raise ImportError(

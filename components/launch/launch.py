@@ -27,6 +27,7 @@ from components.launch.plan import Plan, has_coordinator, make_plan, wanted_port
 from components.launch.state import GraphPhase, GraphRunningError, GraphState, StateFolder
 from components.launch.supervisor import Supervisor
 from components.model.folder import ModelError, model_folder
+from components.telemetry.folders import NoFolderError
 from components.telemetry.logs import setup_logging
 
 _GRACE_S = 20.0
@@ -111,6 +112,8 @@ def run_here(plan: Plan, show: Show) -> GraphState:
     try:
         supervisor = Supervisor(plan, folder, show)
         asyncio.run(_supervise(supervisor))
+    except NoFolderError as error:
+        raise LaunchError(str(error)) from error
     finally:
         logging.shutdown()
         logs.close()

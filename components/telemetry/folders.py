@@ -20,19 +20,31 @@ def state_root() -> Path:
     return Path(base) / "penstock"
 
 
+class NoFolderError(Exception):
+    """There is no place for sockets; the text says why in one line."""
+
+
 @contextmanager
 def socket_folder() -> Iterator[Path]:
     """Make a folder for the sockets of this program and of all it starts, and remove it in the end, with what they left.
 
     Its path is short, and only this user may enter. It is locked while this program lives; folders of programs that were
     killed are not, and are removed first.
+
+    Raises:
+        NoFolderError: it cannot be made.
     """
     root = Path(tempfile.gettempdir())
     if len(os.fsencode(root)) > _LONGEST_ROOT:
         root = Path("/tmp")  # noqa: S108 the folder in it has a random name and is this user's
     for left in root.glob(f"{_PREFIX}*"):
         _remove_unlocked(left)
-    folder, lock = _make_locked(root)
+    try:
+        folder, lock = _make_locked(root)
+    except OSError as error:
+        raise NoFolderError(
+            f"no folder for sockets in {root} (TMPDIR, or /tmp where that is longer than 30 bytes): {error}"
+        ) from error
     try:
         yield folder
     finally:
@@ -61,7 +73,7 @@ def _remove_unlocked(folder: Path) -> None:
         if os.fstat(lock).st_uid == os.getuid():
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
-    except BlockingIOError:  # its program lives
+    except OSError:  # its program lives, or it cannot be locked here
         pass
     finally:
         os.close(lock)

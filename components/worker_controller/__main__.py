@@ -25,7 +25,7 @@ from components.graph.keys import ApiKeys, is_loopback
 from components.graph.schema import ControllerSettings
 from components.http.edge import Edge, Limits
 from components.http.server import Address, ListenError, listen
-from components.telemetry.folders import socket_folder, state_root
+from components.telemetry.folders import NoFolderError, socket_folder, state_root
 from components.telemetry.logs import setup_logging
 from components.worker_controller.app import OPEN_ROUTES, Api
 from components.worker_controller.controller import Controller
@@ -134,7 +134,7 @@ def run(settings: ControllerSettings) -> int:
         graphs = read_graphs(settings.graph)
         with socket_folder() as sockets:
             uvloop.run(serve(settings, Folders(sockets, _log_folder(settings.port)), graphs))
-    except (CannotStartError, GraphFileError) as error:
+    except (CannotStartError, GraphFileError, NoFolderError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     return 0

@@ -142,8 +142,8 @@ class Controller:
             why = str(error)
         finally:
             self._hub.forget(engine.key)
-            shutil.rmtree(self._sockets(engine), ignore_errors=True)
             await self.pool.take_back(engine.lease)
+            shutil.rmtree(self._sockets(engine), ignore_errors=True)  # a rank that meets others in it would wait for ever
             self._give_port_back(engine)
             engine.ended(why)
             log.info("an engine ended", extra={"engine": engine.uuid, "state": engine.state, "why": engine.view().error})

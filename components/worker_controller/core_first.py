@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
+from vllm import envs
 from vllm.renderers.params import ChatParams
 from vllm.v1.engine import async_llm
 from vllm.v1.engine.core_client import EngineCoreClient
@@ -20,8 +21,7 @@ class CoreFirstLLM(async_llm.AsyncLLM):  # type: ignore[misc] # vLLM is untyped 
     """vLLM's front end, but for the order in which it starts."""
 
     def __init__(self, vllm_config: Any, executor_class: Any, log_stats: bool, **rest: Any) -> None:
-        # The core of a multimodal model may want what the front end reads; without statistics, vLLM decides later on them.
-        if vllm_config.model_config.multimodal_config is not None or not log_stats:
+        if not log_stats or _wants_order(vllm_config):  # without statistics, vLLM decides later on them
             super().__init__(vllm_config, executor_class, log_stats, **rest)
             return
         core = _started(
@@ -46,6 +46,13 @@ class CoreFirstLLM(async_llm.AsyncLLM):  # type: ignore[misc] # vLLM is untyped 
         """Read it now; vLLM keeps it, and says what is wrong with it when the API server asks."""
         with contextlib.suppress(Exception):
             self.renderer.warmup(ChatParams())
+
+
+def _wants_order(vllm_config: Any) -> bool:
+    """Whether the core wants what the front end does first: reads for multimodal models, says where traces go, forks."""
+    multimodal = vllm_config.model_config.multimodal_config is not None
+    traced = vllm_config.observability_config.otlp_traces_endpoint is not None
+    return multimodal or traced or envs.VLLM_WORKER_MULTIPROC_METHOD == "fork"
 
 
 @contextlib.contextmanager

@@ -85,7 +85,7 @@ class RemoteExecutor(Executor):  # type: ignore[misc] # vLLM is untyped here
             self._wait_for_load()
         finally:
             self._forget_names()
-        reading.join()
+            reading.join()
 
     def _wait_for_load(self) -> None:
         waiting = dict(enumerate(self._ranks))
@@ -104,7 +104,8 @@ class RemoteExecutor(Executor):  # type: ignore[misc] # vLLM is untyped here
     def _forget_names(self) -> None:
         """Take the names off the memory that ranks on a CPU share: they have it by now, and killed ones would leave it."""
         for name in _SHARED_MEMORY.glob(f"{Path(self._job.rendezvous).name}-*"):
-            name.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                name.unlink()
 
     def _tell_doing(self, what: str) -> None:
         self._report.tell(Doing(what))
