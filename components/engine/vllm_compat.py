@@ -196,7 +196,7 @@ def kill_inner_processes() -> None:
             process.kill()
 
 
-def kv_events(payload: bytes, cpu_tier: Tier) -> list[EngineEvent]:
+def kv_events(payload: bytes | memoryview, cpu_tier: Tier) -> list[EngineEvent]:
     """Return the events in one of vLLM's batches, without those of groups that keep only a part of a prompt.
 
     Args:

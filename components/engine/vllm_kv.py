@@ -34,7 +34,7 @@ class Batch(NamedTuple):
     """One message: its number, and vLLM's bytes."""
 
     seq: int
-    payload: bytes
+    payload: bytes | memoryview
 
 
 class KvFollower:
@@ -43,7 +43,7 @@ class KvFollower:
     def __init__(
         self,
         translator: KvTranslator,
-        decode: Callable[[bytes], Iterable[EngineEvent]],
+        decode: Callable[[bytes | memoryview], Iterable[EngineEvent]],
         replay: Callable[[int], Awaitable[list[Batch]]],
     ) -> None:
         """Begin before batch 0.
@@ -101,7 +101,7 @@ class KvStream:
         config: vLLM's `kv_events_config`, once it is open.
     """
 
-    def __init__(self, model: str, block_size: int, decode: Callable[[bytes], Iterable[EngineEvent]]) -> None:
+    def __init__(self, model: str, block_size: int, decode: Callable[[bytes | memoryview], Iterable[EngineEvent]]) -> None:
         self.config: dict[str, Any] = {}
         self._translator = KvTranslator(model, block_size)
         self._follower = KvFollower(self._translator, decode, self._ask_again)
@@ -210,7 +210,7 @@ class KvStream:
         batches: list[Batch] = []
         with suppress(zmq.Again):
             while self._socket is not None and len(batches) < MAX_BATCHES_A_TURN:
-                batches.append(_batch(self._socket.recv_multipart(zmq.NOBLOCK)))
+                batches.append(_receive(self._socket, zmq.NOBLOCK))
         return batches
 
     async def _ask_again(self, first: int) -> list[Batch]:
@@ -226,11 +226,17 @@ def _replay(endpoint: str, first: int) -> list[Batch]:
         socket.connect(endpoint)
         socket.send_multipart([b"", first.to_bytes(8, "big")])
         with suppress(zmq.Again):
-            while (batch := _batch(socket.recv_multipart())).seq != _END:
+            while (batch := _receive(socket)).seq != _END:
                 batches.append(batch)
     return batches
 
 
-def _batch(frames: list[bytes]) -> Batch:
-    """Return a message's last two frames; what stands before them differs between versions, and between live and replay."""
-    return Batch(int.from_bytes(frames[-2], "big", signed=True), frames[-1])
+def _receive(socket: "zmq.Socket[Any]", flags: int = 0) -> Batch:
+    """Return the next message's last two frames; what stands before differs between versions, and live and replay.
+
+    Frame by frame, because `recv_multipart` asks the socket after each whether there is more, which takes as long again.
+    """
+    frames = [socket.recv(flags, copy=False)]
+    while frames[-1].more:
+        frames.append(socket.recv(flags, copy=False))
+    return Batch(int.from_bytes(frames[-2].bytes, "big", signed=True), frames[-1].buffer)

@@ -15,7 +15,7 @@ PROMPT = list(range(200))
 OURS = block_hashes(PROMPT, 4, root_hash("m"))
 
 
-def decode(payload: bytes) -> list[EngineEvent]:
+def decode(payload: bytes | memoryview) -> list[EngineEvent]:
     """Return the event that batch n stands for: the prompt's block n."""
     n = msgspec.msgpack.decode(payload, type=int)
     return [EngineStored([n], n - 1 if n else None, PROMPT[n * 4 : n * 4 + 4], 4)]
