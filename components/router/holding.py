@@ -11,6 +11,8 @@ a hole later when it is none: that costs a step of some search, and changes no r
 import sys
 from collections.abc import Iterator, Mapping
 
+_MAX_NAMES = 4096
+
 
 class Holding:
     """What one worker holds.
@@ -113,6 +115,29 @@ class Holding:
         else:
             del self._holes_of_all[block]
         return self._holes.pop(block)
+
+
+class Names(dict[int, tuple[str, ...]]):
+    """Mask → the workers in it: worked out when asked for, then remembered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._workers: dict[int, str] = {}  # bit → its worker
+
+    def __missing__(self, mask: int) -> tuple[str, ...]:
+        if len(self) > _MAX_NAMES:
+            self.clear()
+        names = self[mask] = tuple(self._workers[bit] for bit in bits(mask))
+        return names
+
+    def join(self, bit: int, worker: str) -> None:
+        """Call a bit by its worker's name."""
+        self._workers[bit] = worker
+
+    def leave(self, bit: int) -> None:
+        """Let a bit have no name."""
+        del self._workers[bit]
+        self.clear()
 
 
 def bits(mask: int) -> Iterator[int]:

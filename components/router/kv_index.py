@@ -15,12 +15,14 @@ Knows one tier; no events' numbering, no time, no load.
 
 import heapq
 import sys
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import repeat, zip_longest
+from operator import itemgetter
 
 import msgspec
 
-from components.router.holding import Holding, bits
+from components.router.holding import Holding, Names, bits
 
 _INT_BYTES = 32
 _MAX_CACHED_MASKS = 4096
@@ -64,14 +66,13 @@ class KvIndex:
         self._holes: dict[int, int] = {}  # hole → mask of the workers that have it
         self._workers: dict[str, Holding] = {}
         self._alive = 0  # mask of known workers
-        self._named: dict[int, str] = {}  # bit → its worker
         self._retired = 0  # mask of forgotten workers whose blocks are not being freed yet
         self._swept = 0  # mask of those whose blocks are
         self._unswept: list[int] = []  # blocks still to be looked at for them
         self._free_bits: list[int] = []
         self._bits = 0  # handed out so far
         self._masks: dict[int, int] = {}  # so that equal masks are one object
-        self._names: dict[int, tuple[str, ...]] = {}  # mask → workers
+        self._names = Names()
 
     def overlap(self, blocks: Sequence[int]) -> dict[str, int]:
         """Return how many leading blocks of a prompt each worker holds; workers that hold none are left out.
@@ -95,7 +96,7 @@ class KvIndex:
         get = self._holders.get
         low, at_low, high, at_high = 0, mask, end - 1, get(blocks[end - 1], 0) & mask
         if at_high:
-            held.update(dict.fromkeys(self._names.get(at_high) or self._name(at_high), end))
+            held.update(dict.fromkeys(self._names[at_high], end))
         later = []
         while at_low != at_high:
             while high - low > 1:
@@ -111,7 +112,7 @@ class KvIndex:
                     if len(later) > _MANY_ENDS and end < _WALK_BLOCKS * mask.bit_count():
                         return self._walk(blocks[low:end], low, at_low, held)
             ended = at_low & ~at_high
-            held.update(dict.fromkeys(self._names.get(ended) or self._name(ended), low + 1))
+            held.update(dict.fromkeys(self._names[ended], low + 1))
             if not later:
                 return None
             low, at_low, high, at_high = later.pop()
@@ -119,17 +120,20 @@ class KvIndex:
 
     def _walk(self, blocks: Sequence[int], start: int, mask: int, held: dict[str, int]) -> None:
         """Do as `_search` block by block: where nearly every block is somebody's last, that takes less than halving."""
-        names, masks = self._names, list(map(self._holders.get, blocks, repeat(0)))
-        if masks[0] != mask or self._retired or self._unswept:  # else nobody in them but who holds all blocks before
+        names, holders = self._names, self._holders
+        longest = bisect_left(blocks, True, key=lambda block: not holders.get(block, 0) & mask)
+        masks = itemgetter(*blocks[:longest])(holders)  # a tuple, for there are many
+        holes = self._holes and not self._holes.keys().isdisjoint(blocks)
+        if masks[0] != mask or holes or self._retired or self._unswept:  # else nobody joins on the way: who is in was always
             masks = [each & mask for each in masks]
-        before = masks[0]
-        for length, now in enumerate(masks, start):
+        before, length = masks[0], start
+        for now in masks:
             if now is not before:
-                ended = before ^ now
+                for name in names[before ^ now]:
+                    held[name] = length
                 before = now
-                if ended:
-                    for name in names.get(ended) or self._name(ended):
-                        held[name] = length
+            length += 1
+        held.update(dict.fromkeys(names[before], length))
 
     def stored(self, worker: str, blocks: Sequence[int], parent: int | None = None) -> None:
         """Note that `worker` now holds `blocks`; those it holds already change nothing.
@@ -219,8 +223,7 @@ class KvIndex:
         if holding := self._workers.pop(worker, None):
             holding.close_holes()
             self._alive &= ~holding.bit
-            del self._named[holding.bit]
-            self._names.clear()
+            self._names.leave(holding.bit)
             if holding.blocks:
                 self._retired |= holding.bit
             else:
@@ -282,13 +285,6 @@ class KvIndex:
             bit = 1 << self._bits
             self._bits += 1
         self._alive |= bit
-        self._named[bit] = worker
+        self._names.join(bit, worker)
         holding = self._workers[worker] = Holding(bit, self._holders, self._holes)
         return holding
-
-    def _name(self, mask: int) -> tuple[str, ...]:
-        """Return the workers in `mask`, and remember them."""
-        if len(self._names) > _MAX_CACHED_MASKS:
-            self._names.clear()
-        names = self._names[mask] = tuple(self._named[bit] for bit in bits(mask))
-        return names

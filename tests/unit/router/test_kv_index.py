@@ -145,6 +145,24 @@ def test_many_workers_that_end_everywhere(lengths: dict[str, int]) -> None:
     assert index.overlap(prompt) == {worker: length for worker, length in lengths.items() if length}
 
 
+def test_many_ends_give_nothing_to_who_holds_only_the_middle() -> None:
+    """Neither a worker whose front was evicted, or never told of, nor one that is gone and not swept yet."""
+    index, prompt = KvIndex(), list(range(100, 164))
+    ends = {f"w{length}": length for length in range(1, 41)}
+    for worker, length in ends.items():
+        index.stored(worker, prompt[:length])
+    index.stored("front never told", prompt[50:60], prompt[49])
+    index.stored("front evicted", prompt[:60])
+    index.removed("front evicted", prompt[:10], [None, *prompt[:9]])
+    assert index.overlap(prompt) == ends
+    index.stored("broken", prompt[:60])
+    index.removed("broken", [prompt[30]], [prompt[29]])
+    assert index.overlap(prompt) == {**ends, "broken": 30}
+    for worker in ("front never told", "front evicted", "broken"):
+        index.forget(worker)
+    assert index.overlap(prompt) == ends
+
+
 def test_a_removed_middle_cuts_the_prefix_until_it_is_back() -> None:
     """Later blocks stay in the cache, but count again only when the gap is filled."""
     index = KvIndex()
