@@ -234,7 +234,7 @@ def _replay(endpoint: str, first: int) -> list[Batch]:
 def _receive(socket: "zmq.Socket[Any]", flags: int = 0) -> Batch:
     """Return the next message's last two frames; what stands before differs between versions, and live and replay.
 
-    Frame by frame, because `recv_multipart` asks the socket after each whether there is more, which takes as long again.
+    Frame by frame, because `recv_multipart` asks the socket after each whether there is more, which takes longer.
     """
     frames = [socket.recv(flags, copy=False)]
     while frames[-1].more:
