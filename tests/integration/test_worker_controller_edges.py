@@ -1,6 +1,7 @@
 """The worker controller's edges: who may ask it for what, what is left when it dies, ranks that keep what is not theirs."""
 
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,8 @@ import httpx
 import pytest
 
 from benchmarks.servers import demo_engine, vllm_server
-from tests.support.controller import GREEDY, controller, gone, until
+from components.model.demo import demo_model
+from tests.support.controller import ENGINE, GREEDY, controller, gone, until
 
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
@@ -111,3 +113,18 @@ def test_stops_with_grace(tmp_path: Path) -> None:
         made.process.send_signal(signal.SIGTERM)
         assert made.process.wait(60) == 0
         gone(family)
+
+
+def test_a_tokenizer_that_cannot_be_read_costs_no_rank(tmp_path: Path) -> None:
+    """The core loads meanwhile; the engine fails, the rank is free again as it was, and makes the next engine."""
+    broken = tmp_path / "broken"
+    shutil.copytree(demo_model(), broken)
+    (broken / "tokenizer.json").write_text("{")
+    with controller(tmp_path) as made:
+        before = made.pids()
+        answer = made.call("POST", "/engines", {"engine_uuid": "broken", **ENGINE, "model": str(broken)})
+        assert answer.status_code >= 400, answer.text
+        made.wait_free(15)
+        assert made.pids() == before
+        url = made.create("good")["api_url"]
+        assert made.complete(url)
