@@ -137,20 +137,22 @@ class Submitters:
 
     async def statuses(self, job_ids: list[str]) -> dict[str, JobStatus | None]:
         """Return how many jobs stand, None for those that are not there; costs a round trip each."""
-        found: dict[str, JobStatus | None] = {}
         try:
-            for job_id in job_ids:
-                if (held := self._dispatch.held.get(job_id)) is not None and not held.outcome_fence:
-                    found[job_id] = JobStatus.PENDING if held.waits else JobStatus.RUNNING
-                elif (view := self._transient.get(job_id)) is not None:
-                    found[job_id] = view.status
-                elif (record := await self._store.records.get(job_id)) is not None:
-                    found[job_id] = record.status
-                else:
-                    found[job_id] = JobStatus.PENDING if await self._store.unfinished(job_id) else None
+            return {job_id: await self._status(job_id) for job_id in job_ids}
         except BusError as error:
             raise away(error) from error
-        return found
+
+    async def _status(self, job_id: str) -> JobStatus | None:
+        for _ in range(2):  # as above
+            if (held := self._dispatch.held.get(job_id)) is not None and not held.outcome_fence:
+                return JobStatus.PENDING if held.waits else JobStatus.RUNNING
+            if (view := self._transient.get(job_id)) is not None:
+                return view.status
+            if (record := await self._store.records.get(job_id)) is not None:
+                return record.status
+            if await self._store.unfinished(job_id):
+                return JobStatus.PENDING
+        return None
 
     async def list(self, status: JobStatus | None, most: int) -> list[JobView]:
         """Return up to `most` jobs without payloads and results: the newest finished ones, and the oldest others."""
