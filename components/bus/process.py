@@ -141,14 +141,13 @@ async def beside(process: Process, component: str, name: str) -> AsyncIterator[P
     member = Member(process.bus, process.subjects, name, component)
     await member.claim()
     telling = process.tasks.create_task(member.run())
+    end = ProcessState.FAILED
     try:
         yield replace(process, member=member)
-        member.become(ProcessState.STOPPED)
-    except BaseException as error:
-        member.become(ProcessState.FAILED, str(error) or type(error).__name__)
-        raise
+        end = ProcessState.STOPPED
     finally:
         telling.cancel()
+        member.become(end)
         await member.tell()
 
 

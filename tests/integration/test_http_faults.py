@@ -233,26 +233,6 @@ async def test_a_request_that_kills_workers_does_not_kill_them_all(
         await server.idle()
 
 
-async def test_a_moved_choice_adds_no_route(nats: Nats) -> None:
-    """Headers have an entry a prompt, whatever becomes of its choices."""
-
-    async def second_is_lost(worker: ScriptedWorker, request: GenerateRequest) -> None:
-        worker.script = good
-        if len(worker.requests) == 1:
-            await worker.send(request, error=ErrorReply(ErrorCode.WORKER_LOST, "it drains"))
-        else:
-            await good(worker, request)
-
-    async with (
-        edge(nats) as server,
-        scripted(server, a=second_is_lost, b=good),
-        server.http.post(f"{server.url}/v1/chat/completions", json=CHAT | {"n": 2}) as response,
-    ):
-        assert response.status == 200
-        assert len((await response.json())["choices"]) == 2
-        assert response.headers["x-penstock-worker"] in {"a", "b", "a,b", "b,a"}
-
-
 async def test_a_bug_in_the_worker_is_not_replayed(nats: Nats) -> None:
     """The next worker has the same bug."""
 

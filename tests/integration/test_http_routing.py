@@ -14,6 +14,8 @@ import pytest
 
 from components.bus.server import NatsServerPlan
 from components.graph.schema import Nats
+from components.wire.errors import ErrorCode, ErrorReply
+from components.wire.messages import GenerateRequest
 from components.wire.routing import RouteEvent, RouteNotice, RouteNotices
 from tests.support.decode_process import component_process
 from tests.support.edge import Edge, edge, free_port, scripted
@@ -298,6 +300,31 @@ async def test_a_worker_that_comes_back_empty_is_known_to_be_empty(tmp_path: Pat
             assert (await router.get("/workers/decode-1"))["blocks"] == 0
             answer = await ask(server, prompt)
             assert int(answer["cached"]) == int(answer["overlap-blocks"]) * 32
+
+
+async def test_a_choice_that_moves_adds_no_route(nats: Nats) -> None:
+    """Headers have an entry a prompt, whatever becomes of its choices; they name who has them in the end."""
+    lost: list[str] = []
+
+    async def lose_the_first(worker: ScriptedWorker, request: GenerateRequest) -> None:
+        if lost:
+            await worker.say(request, [(65, "A"), (66, "B")])
+        else:
+            lost.append(worker.name)
+            await worker.send(request, error=ErrorReply(ErrorCode.WORKER_LOST, "it drains"))
+
+    async with (
+        routing(nats) as router,
+        edge(nats, router={}) as server,
+        scripted(server, a=lose_the_first, b=lose_the_first),
+    ):
+        async with asyncio.timeout(5):
+            while len((await router.get("/workers"))["workers"]) < 2:
+                await asyncio.sleep(0.02)
+        headers = await ask(server, WORDS, n=2)
+        assert headers["policy"] == "kv"
+        assert headers["overlap-blocks"] == "0"
+        assert set(headers["worker"].split(",")) == {"a", "b"}
 
 
 async def test_a_replay_excludes_the_worker_that_failed(nats: Nats) -> None:
